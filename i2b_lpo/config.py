@@ -1,0 +1,166 @@
+"""All settings of a run, nested by stage, and the presets with the source of each value.
+
+`[C]` and `[D]` as in the method's notes: read in the released code, decided here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "PRESETS",
+    "EvaluationConfig",
+    "GRPOConfig",
+    "OptimizerConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "preset",
+]
+
+
+def _need(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """First rollouts: `samples` M per question, and how their tokens are drawn."""
+
+    samples: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 144
+    batch: int = 128
+
+    def __post_init__(self) -> None:
+        _need(self.samples >= 2, f"rollout.samples is {self.samples}; a group needs at least 2.")
+        _need(self.temperature > 0, "rollout.temperature must be above 0; training needs samples.")
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """The update of METHOD §6. Variants are settings: clip-higher is `clip_high=0.28`, Dr. GRPO is
+    `scale="none", reduction="constant"`, dynamic sampling is `drop_uniform=True`.
+
+    Attributes:
+        alpha: coefficient of the self-reward term α A H; 0 switches it off.
+        micro_tokens: padded tokens in one forward and backward pass; it bounds the memory and
+            never changes the result.
+        updates: optimizer steps per batch of rollouts; 1 is on-policy.
+    """
+
+    scale: str = "std"
+    epsilon: float = 1e-4
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = 3.0
+    reduction: str = "token"
+    alpha: float = 0.0
+    drop_uniform: bool = False
+    overlong_buffer: int = 0
+    updates: int = 1
+    micro_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        _need(self.scale in ("std", "none"), f"grpo.scale is {self.scale!r}; use 'std' or 'none'.")
+        _need(
+            self.reduction in ("token", "sequence", "constant"),
+            f"grpo.reduction is {self.reduction!r}; use 'token', 'sequence' or 'constant'.",
+        )
+        _need(self.updates >= 1, f"grpo.updates is {self.updates}; give at least 1.")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW without weight decay, constant rate after a short warm-up."""
+
+    learning_rate: float = 4e-4
+    warmup_steps: int = 5
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _need(
+            0 < self.learning_rate < 1,
+            f"optimizer.learning_rate is {self.learning_rate}; give a number between 0 and 1.",
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a policy is measured: greedy, and `samples` at the training temperature."""
+
+    questions: int = 150
+    samples: int = 8
+    every: int = 0  # steps between evaluations during training; 0: none
+
+    def __post_init__(self) -> None:
+        _need(self.questions >= 1, "evaluation.questions must be at least 1.")
+        _need(self.samples >= 1, "evaluation.samples must be at least 1.")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run."""
+
+    policy: str = "tiny-base"
+    task: str = "shop"
+    seed: int = 0
+    steps: int = 60
+    questions: int = 12
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        _need(self.steps >= 1, f"steps is {self.steps}; give at least 1.")
+        _need(self.questions >= 1, f"questions is {self.questions}; give at least 1.")
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+
+
+PRESETS: dict[str, RunConfig] = {
+    # Bundled policy and task on a laptop CPU. Values tuned on validation [D].
+    "tiny": RunConfig(),
+    # One GPU of 24 GB. Sampling from [C]; fewer questions and tokens, a higher rate [D].
+    "qwen2.5-0.5b": RunConfig(
+        policy="Qwen/Qwen2.5-0.5B-Instruct",
+        task="gsm8k",
+        steps=200,
+        questions=16,
+        rollout=RolloutConfig(temperature=0.9, top_p=0.9, max_new_tokens=512, batch=128),
+        grpo=GRPOConfig(alpha=0.0, micro_tokens=16384),
+        optimizer=OptimizerConfig(learning_rate=2e-6),
+        gradient_checkpointing=True,
+    ),
+    # 8 GPUs: 32 questions, G=8, rate 1e-6, T=0.9, top-p 0.9, response 4096, bf16, gradient
+    # checkpointing, all [C].
+    "qwen2.5-7b": RunConfig(
+        policy="Qwen/Qwen2.5-7B",
+        task="math",
+        steps=400,
+        questions=32,
+        rollout=RolloutConfig(temperature=0.9, top_p=0.9, max_new_tokens=4096, batch=64),
+        grpo=GRPOConfig(alpha=0.0, micro_tokens=16384),
+        optimizer=OptimizerConfig(learning_rate=1e-6),
+        gradient_checkpointing=True,
+    ),
+}
+"""Runs by name: one dial. Change single values with `dataclasses.replace`."""
+
+
+def preset(name: str) -> RunConfig:
+    """A preset by name; ValueError names the known ones."""
+    if name not in PRESETS:
+        raise ValueError(f"Unknown preset {name!r}; choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]

@@ -1,0 +1,176 @@
+"""Measure a policy on a task: accuracy, diversity, length, entropy, each with an interval."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from i2b_lpo.decode import Sampling
+from i2b_lpo.metrics import (
+    Interval,
+    bootstrap_interval,
+    distinct_n,
+    maj_at_k,
+    pass_at_k,
+    rep_n,
+    self_bleu,
+    self_rouge_l,
+)
+from i2b_lpo.policy import Policy
+from i2b_lpo.rollout import roll_out
+from i2b_lpo.tasks import Task
+from i2b_lpo.trace import Question, Rollout, Trace
+from i2b_lpo.verify import equivalent, extract_boxed
+
+__all__ = ["Evaluation", "evaluate", "measure"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one policy on one set of questions.
+
+    Attributes:
+        metrics: name → mean over questions with its 95 % bootstrap interval.
+        levels: level → the accuracy metrics on the questions of that level.
+        strategies: strategy → (share of all strategy uses, accuracy of the traces with it,
+            number of uses); empty for a task without a labeller.
+    """
+
+    policy: str
+    task: str
+    questions: int
+    samples: int
+    metrics: dict[str, Interval]
+    levels: dict[int, dict[str, Interval]]
+    strategies: dict[str, tuple[float, float, int]]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def table(self) -> str:
+        """The metrics as aligned text."""
+        width = max(map(len, self.metrics))
+        return "\n".join(f"{name:{width}}  {value}" for name, value in self.metrics.items())
+
+    def __str__(self) -> str:
+        head = f"{self.policy} on {self.task}: {self.questions} questions × {self.samples} samples"
+        return f"{head}\n{self.table()}"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
+
+
+def _accuracy(trace: Trace, greedy: Rollout | None) -> dict[str, float]:
+    n = len(trace.rollouts)
+    right = sum(r.reward == 1.0 for r in trace.rollouts)
+    powers = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= n]
+    row = {} if greedy is None else {"greedy": float(greedy.reward == 1.0)}
+    row |= {f"pass@{k}": pass_at_k(n, right, k) for k in powers}
+    answers = [extract_boxed(r.text) for r in trace.rollouts]
+    row[f"maj@{n}"] = maj_at_k(answers, trace.question.answer, n, equivalent)
+    return row
+
+
+def _diversity(trace: Trace, task: Task) -> dict[str, float]:
+    # Token ids without the end token, which every finished rollout shares.
+    ids = [r.ids[:-1] if r.finished else r.ids for r in trace.rollouts]
+    row = {}
+    if len(ids) > 1:
+        row = {
+            "distinct-1": distinct_n(ids, 1),
+            "distinct-4": distinct_n(ids, 4),
+            "1-self-BLEU": 1 - self_bleu(ids),
+            "1-self-ROUGE-L": 1 - self_rouge_l(ids),
+        }
+    labels = [task.label(trace.question, r.text) for r in trace.rollouts]
+    known = [found for found in labels if found is not None]
+    if known:
+        row["distinct strategies"] = float(len({found.signature for found in known}))
+        row["well-formed"] = fmean(found.well_formed for found in known)
+    return row
+
+
+def measure(
+    traces: Sequence[Trace], task: Task, *, greedy: Sequence[Trace] | None = None
+) -> Evaluation:
+    """Metrics of traces already made; `greedy` holds one greedy rollout of the same questions."""
+    if not traces:
+        raise ValueError("There are no traces to measure; ask for at least one question.")
+    rows: list[dict[str, float]] = []
+    levels: dict[int, list[dict[str, float]]] = defaultdict(list)
+    uses: dict[str, list[float]] = defaultdict(list)
+    for at, trace in enumerate(traces):
+        accuracy = _accuracy(trace, None if greedy is None else greedy[at].rollouts[0])
+        levels[trace.question.level].append(accuracy)
+        rows.append(
+            accuracy
+            | _diversity(trace, task)
+            | {
+                "rep-4": fmean(rep_n(r.ids, 4) for r in trace.rollouts),
+                "length": fmean(len(r) for r in trace.rollouts),
+                "finished": fmean(r.finished for r in trace.rollouts),
+                "entropy": fmean(fmean(r.entropies) for r in trace.rollouts),
+            }
+        )
+        for rollout in trace.rollouts:
+            labels = task.label(trace.question, rollout.text)
+            for strategy in labels.strategies if labels else ():
+                uses[strategy].append(float(rollout.reward == 1.0))
+    total = sum(map(len, uses.values()))
+    return Evaluation(
+        policy=traces[0].policy,
+        task=task.name,
+        questions=len(traces),
+        samples=len(traces[0].rollouts),
+        metrics=_intervals(rows),
+        levels={level: _intervals(levels[level]) for level in sorted(levels)},
+        strategies={
+            name: (len(found) / total, fmean(found), len(found))
+            for name, found in sorted(uses.items(), key=lambda item: -len(item[1]))
+        },
+    )
+
+
+def _intervals(rows: Sequence[dict[str, float]]) -> dict[str, Interval]:
+    return {name: bootstrap_interval([row[name] for row in rows]) for name in rows[0]}
+
+
+def evaluate(
+    policy: Policy,
+    task: Task,
+    questions: Sequence[Question],
+    *,
+    sampling: Sampling,
+    samples: int = 8,
+    seed: int = 0,
+    batch: int = 128,
+    progress: str = "evaluate",
+) -> tuple[Evaluation, list[Trace]]:
+    """Greedy decoding, then `samples` rollouts a question, and all metrics.
+
+    A policy is evaluated without z (METHOD §0). Lengths are in tokens, entropy in nats.
+
+    Returns:
+        The metrics, and the sampled traces they were computed from.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with tqdm(total=2 * len(questions), desc=progress, unit="question") as bar:
+        cold = dataclasses.replace(sampling, temperature=0.0, top_p=1.0)
+        greedy = roll_out(policy, questions, cold, batch=batch, on_batch=bar.update)
+        traces = roll_out(
+            policy,
+            questions,
+            sampling,
+            samples=samples,
+            generator=generator,
+            batch=batch,
+            on_batch=bar.update,
+        )
+    return measure(traces, task, greedy=greedy), traces

@@ -1,0 +1,209 @@
+"""Teach a small policy the bundled task from scratch, by next-token prediction on written solutions.
+
+The step before reinforcement learning. It makes the bundled base policy (`scripts/`), and lets a
+learner train the single-product warm-up in minutes. Left out on purpose: packing, mixed precision,
+compilation, several devices: 0.8M parameters on a CPU need none of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from i2b_lpo.tasks.shop import (
+    parse_problem,
+    product_questions,
+    shop_questions,
+    write_solution,
+)
+
+__all__ = ["PretrainConfig", "build_model", "build_tokenizer", "pretrain"]
+
+# Qwen's pre-tokenizer: one token per digit, words with their leading space.
+QWEN_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How the base policy is trained. Scheduled by steps, so a slow machine gets the same policy.
+
+    Attributes:
+        shop_share: share of shopping sentences; the rest are single products.
+        steps, tokens: optimizer steps, and tokens (prompt and solution) in each.
+        muon_lr: learning rate of the matrices (torch.optim.Muon).
+        adamw_lr: learning rate of embeddings and norms.
+        warmup, decay: shares of the steps with rising and falling rate; constant between.
+    """
+
+    shop_share: float = 0.75
+    steps: int = 2200
+    tokens: int = 2300
+    muon_lr: float = 2e-2
+    adamw_lr: float = 2e-3
+    warmup: float = 0.02
+    decay: float = 0.3
+    seed: int = 0
+
+
+def _examples(config: PretrainConfig) -> Iterator[tuple[str, str]]:
+    """Endless (question, solution) pairs of the train split."""
+    rng = random.Random(config.seed)
+    shop, product = shop_questions("train", rng), product_questions("train", rng)
+    while True:
+        question = next(shop if rng.random() < config.shop_share else product)
+        yield question.text, write_solution(parse_problem(question.text), rng)
+
+
+def build_tokenizer(config: PretrainConfig, vocab_size: int = 420) -> PreTrainedTokenizerFast:
+    """Byte-level BPE in Qwen's manner: each word of the task is one token, any text can be written."""
+    examples = _examples(config)
+    texts = [text for _ in range(3000) for text in ("user\n", "assistant\n", *next(examples))]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> Qwen3ForCausalLM:
+    """A Qwen3 with random weights, small enough for a laptop (0.84M parameters)."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def _batches(
+    tokenizer: PreTrainedTokenizerFast, config: PretrainConfig
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Right-padded (ids, labels), both (B, T); documents of like length share a batch."""
+    examples = _examples(config)
+    rng = random.Random(config.seed)
+    while True:
+        documents = []
+        for _ in range(512):
+            question, solution = next(examples)
+            messages = [{"role": "user", "content": question}]
+            prompt = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
+            head = tokenizer.encode(prompt, add_special_tokens=False)
+            tail = tokenizer.encode(solution + tokenizer.eos_token, add_special_tokens=False)
+            documents.append((head, tail))
+        documents.sort(key=lambda d: len(d[0]) + len(d[1]))
+        groups, group = [], []
+        for document in documents:
+            # Sorted, so this document is the longest of its group.
+            width = len(document[0]) + len(document[1])
+            if (len(group) + 1) * width > config.tokens:
+                groups.append(group)
+                group = []
+            group.append(document)
+        rng.shuffle(groups)  # the unfinished last group is dropped
+        for group in groups:
+            width = max(len(head) + len(tail) for head, tail in group)
+            ids = torch.full((len(group), width), tokenizer.pad_token_id)
+            labels = torch.full((len(group), width), -100)
+            for row, (head, tail) in enumerate(group):
+                end = len(head) + len(tail)
+                ids[row, :end] = torch.tensor(head + tail)
+                labels[row, len(head) : end] = torch.tensor(tail)
+            yield ids, labels
+
+
+def pretrain(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    config: PretrainConfig,
+    *,
+    every: int = 250,
+    report: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train `model` in place; return the loss of each step (nats per solution token).
+
+    The loss stays near 1.5 for a few hundred steps and then drops: count steps, not minutes.
+    `report(step, mean loss of the last `every` steps)` is called on the way.
+    """
+    # Right padding needs no attention mask: no real token can see a later one.
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=config.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+    def rate(step: int) -> float:
+        rising = (step + 1) / max(1.0, config.warmup * config.steps)
+        falling = (config.steps - step) / max(1.0, config.decay * config.steps)
+        return min(1.0, rising, falling)
+
+    schedulers = [torch.optim.lr_scheduler.LambdaLR(o, rate) for o in optimizers]
+    losses: list[float] = []
+    model.train()
+    batches = _batches(tokenizer, config)
+    for step in tqdm(range(config.steps), desc="pretrain", unit="step", mininterval=2.0):
+        ids, labels = next(batches)
+        hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
+        wanted = labels[:, 1:]
+        logits = model.lm_head(hidden[wanted != -100])
+        loss = F.cross_entropy(logits, wanted[wanted != -100])
+        if not loss.isfinite():
+            raise FloatingPointError(f"Loss is {loss.item()} at step {step}; lower the rates.")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        if report is not None and (step + 1) % every == 0:
+            report(step + 1, sum(losses[-every:]) / every)
+    model.eval()
+    return losses

@@ -1,0 +1,377 @@
+"""The bundled task: shopping sentences whose answer is reached by a chain of named strategies.
+
+``Mia buys 23 pens at $14 and 37 cups at $6. What is the cost?`` holds two products. A solution
+solves each by a strategy that one word opens, then combines them::
+
+    Split 14            ← fork: which strategy? which factor?
+    23*10=230
+    23*4=92
+    230+92=322
+    Round 37            ← fork again
+    40*6=240
+    3*6=18
+    240-18=222
+    322+222=544
+    \\boxed{544}
+
+A strategy is one generator. It yields each line's left side and is sent the line's value: the
+*writer* sends the true value, the *labeller* sends what the trace states. So the solutions a policy
+learns from and the labels its traces get cannot disagree.
+
+The single product (``What is 23*14?``) is the warm-up. Both tasks are ours [D]; the paper trains on
+MATH and DAPO-Math-17k.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+
+from i2b_lpo.trace import Question
+
+__all__ = [
+    "STRATEGIES",
+    "Labels",
+    "Problem",
+    "Step",
+    "Strategy",
+    "label",
+    "parse_problem",
+    "product_questions",
+    "shop_questions",
+    "write_solution",
+]
+
+Expression = tuple[int, str, int]
+Derivation = Generator[Expression, int, int]
+
+NAMES = ("Mia", "Tom", "Ana", "Leo")
+ITEMS = ("pens", "cups", "hats", "bags", "toys", "maps")
+SPLITS = ("train", "validation", "test")
+QUANTITIES = range(12, 60)
+SMALL_PRICES = range(3, 10)
+LARGE_PRICES = range(12, 50)
+
+
+# --- strategies ---------------------------------------------------------------------------------
+
+
+def _split(keep: int, part: int) -> Derivation:
+    tens = part // 10 * 10
+    high = yield keep, "*", tens
+    low = yield keep, "*", part - tens
+    return (yield high, "+", low)
+
+
+def _round(keep: int, part: int) -> Derivation:
+    up = part + 10 - part % 10
+    over = yield up, "*", keep
+    excess = yield up - part, "*", keep
+    return (yield over, "-", excess)
+
+
+def _factor(keep: int, part: int) -> Derivation:
+    first = next(d for d in range(2, 10) if part % d == 0 and part // d < 10)
+    partial = yield keep, "*", first
+    return (yield partial, "*", part // first)
+
+
+def _grid(keep: int, part: int) -> Derivation:
+    # Only single-digit products: the most lines and the easiest ones.
+    cells = []
+    for i, left in enumerate(reversed(str(keep))):
+        for j, right in enumerate(reversed(str(part))):
+            cell = yield int(left), "*", int(right)
+            cells.append(cell * 10 ** (i + j))
+    total = cells[0]
+    for cell in cells[1:]:
+        total = yield total, "+", cell
+    return total
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way to a product: how often solutions use it, on which factor, and its lines."""
+
+    share: float
+    applies: Callable[[int, int], bool]
+    derive: Callable[[int, int], Derivation] | None  # None: the value is stated at once
+
+
+def _in_times_table(part: int) -> bool:
+    return any(part % d == 0 and 2 <= part // d < 10 for d in range(2, 10))
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "Guess": Strategy(0.26, lambda keep, part: True, None),
+    "Split": Strategy(0.30, lambda keep, part: part > 10 and part % 10 != 0, _split),
+    "Round": Strategy(0.22, lambda keep, part: part > 10 and part % 10 >= 6, _round),
+    "Factor": Strategy(0.18, lambda keep, part: _in_times_table(part), _factor),
+    "Grid": Strategy(
+        0.04, lambda keep, part: keep > 10 and keep % 10 != 0 and part % 10 != 0, _grid
+    ),
+}
+"""Strategies by the word that opens them. Guess is short and unreliable, Grid rare and reliable."""
+
+
+# --- problems -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The numbers of a question: one or two products (quantity, price) and how they combine."""
+
+    products: tuple[tuple[int, int], ...]
+    operator: str  # "+" what it costs, "-" what is left; unused for one product
+
+    @property
+    def answer(self) -> int:
+        values = [a * b for a, b in self.products]
+        if len(values) == 1:
+            return values[0]
+        return values[0] + values[1] if self.operator == "+" else values[0] - values[1]
+
+    @property
+    def level(self) -> int:
+        """1 + the number of two-digit prices: 1 … 3 (shop), 1 … 2 (product)."""
+        return 1 + sum(price > 9 for _, price in self.products)
+
+    @property
+    def split(self) -> str:
+        """train / validation / test by identity: names, items and order of factors don't count."""
+        pairs = [tuple(sorted(pair)) for pair in self.products]
+        if self.operator == "+":
+            pairs.sort()
+        bucket = zlib.crc32(f"{self.operator}{pairs}".encode()) % 10
+        return "train" if bucket > 1 else SPLITS[1 + bucket]
+
+
+_SHOP = re.compile(
+    r"\w+ (buys|sells) (\d+) \w+ at \$(\d+) and (buys )?(\d+) \w+ at \$(\d+)\. "
+    r"What is (?:the cost|left)\?"
+)
+_PRODUCT = re.compile(r"What is (\d+)\*(\d+)\?")
+
+
+def parse_problem(text: str) -> Problem:
+    """Read the numbers back from a question's text.
+
+    Raises:
+        ValueError: the text is neither a shopping sentence nor a single product.
+
+    >>> parse_problem("Mia buys 23 pens at $14 and 37 cups at $6. What is the cost?").answer
+    544
+    """
+    if match := _SHOP.fullmatch(text.strip()):
+        verb, a, b, _, c, d = match.groups()
+        return Problem(((int(a), int(b)), (int(c), int(d))), "+" if verb == "buys" else "-")
+    if match := _PRODUCT.fullmatch(text.strip()):
+        return Problem(((int(match[1]), int(match[2])),), "+")
+    raise ValueError(
+        f"Not a question of the bundled task: {text!r}; write it like 'Mia buys 23 pens at $14 "
+        "and 37 cups at $6. What is the cost?' or 'What is 23*14?'."
+    )
+
+
+def _question(task: str, text: str, problem: Problem) -> Question:
+    return Question(
+        id=f"{task}-{zlib.crc32(text.encode()):08x}",
+        text=text,
+        answer=str(problem.answer),
+        task=task,
+        level=problem.level,
+    )
+
+
+def _draw_shop(rng: random.Random, level: int) -> tuple[str, Problem]:
+    prices = [SMALL_PRICES] * (3 - level) + [LARGE_PRICES] * (level - 1)
+    rng.shuffle(prices)
+    products = [(rng.choice(QUANTITIES), rng.choice(price)) for price in prices]
+    name, (one, two) = rng.choice(NAMES), rng.sample(ITEMS, 2)
+    if rng.random() < 0.5:
+        problem = Problem((products[0], products[1]), "+")
+        verbs, end = ("buys", ""), "the cost"
+    else:  # what is left must not be negative
+        products.sort(key=lambda pair: -pair[0] * pair[1])
+        problem = Problem((products[0], products[1]), "-")
+        verbs, end = ("sells", "buys "), "left"
+    (a, b), (c, d) = products
+    text = f"{name} {verbs[0]} {a} {one} at ${b} and {verbs[1]}{c} {two} at ${d}. What is {end}?"
+    return text, problem
+
+
+def _draw_product(rng: random.Random, level: int) -> tuple[str, Problem]:
+    price = SMALL_PRICES if level == 1 else LARGE_PRICES
+    a, b = rng.choice(QUANTITIES), rng.choice(price)
+    return f"What is {a}*{b}?", Problem(((a, b),), "+")
+
+
+def _stream(
+    task: str,
+    draw: Callable[[random.Random, int], tuple[str, Problem]],
+    levels: tuple[int, ...],
+    split: str,
+    rng: random.Random,
+) -> Iterator[Question]:
+    if split not in SPLITS:
+        raise ValueError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}.")
+    while True:
+        text, problem = draw(rng, rng.choice(levels))
+        if problem.split == split:
+            yield _question(task, text, problem)
+
+
+def shop_questions(
+    split: str, rng: random.Random, levels: tuple[int, ...] = (1, 2, 3)
+) -> Iterator[Question]:
+    """Endless shopping questions of one split, drawn with `rng`, levels equally often."""
+    return _stream("shop", _draw_shop, levels, split, rng)
+
+
+def product_questions(
+    split: str, rng: random.Random, levels: tuple[int, ...] = (1, 2)
+) -> Iterator[Question]:
+    """Endless single products of one split: the warm-up."""
+    return _stream("product", _draw_product, levels, split, rng)
+
+
+# --- the writer ---------------------------------------------------------------------------------
+
+
+def _calculate(left: int, operator: str, right: int) -> int:
+    return {"+": left + right, "-": left - right, "*": left * right}[operator]
+
+
+def _choose(a: int, b: int, rng: random.Random) -> tuple[str, int, int]:
+    """A strategy by its share among those that apply, then one of the factors it applies to."""
+    factors = {
+        name: [(k, p) for k, p in ((a, b), (b, a)) if strategy.applies(k, p)]
+        for name, strategy in STRATEGIES.items()
+    }
+    names = [name for name, found in factors.items() if found]
+    name = rng.choices(names, [STRATEGIES[n].share for n in names])[0]
+    return name, *rng.choice(factors[name])
+
+
+def write_solution(problem: Problem, rng: random.Random) -> str:
+    """A right solution of `problem` with randomly chosen strategies."""
+    lines: list[str] = []
+    for a, b in problem.products:
+        name, keep, part = _choose(a, b, rng)
+        derive = STRATEGIES[name].derive
+        if derive is None:
+            lines.append(f"{name} {a * b}")
+            continue
+        lines.append(f"{name} {part}")
+        steps = derive(keep, part)
+        try:
+            expression = next(steps)
+            while True:
+                value = _calculate(*expression)
+                lines.append("{}{}{}={}".format(*expression, value))
+                expression = steps.send(value)
+        except StopIteration:
+            pass
+    if len(problem.products) == 2:
+        one, two = (a * b for a, b in problem.products)
+        lines.append(f"{one}{problem.operator}{two}={problem.answer}")
+    return "\n".join(lines) + f"\n\\boxed{{{problem.answer}}}"
+
+
+# --- the labeller -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of a trace. `right`: the line the strategy asks for here, with the true value."""
+
+    text: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a trace did: the strategy of each product in order, its lines, and whether it has the
+    full form (a strategy for every product, each followed to its end, and a closing box)."""
+
+    strategies: tuple[str, ...]
+    steps: tuple[Step, ...]
+    well_formed: bool
+
+    @property
+    def signature(self) -> str:
+        """Strategies in order, e.g. ``Split>Round``; two traces with one signature are alike."""
+        return ">".join(self.strategies)
+
+
+_EQUATION = re.compile(r"(\d+)([*+-])(\d+)=(\d+)")
+_HEAD = re.compile(r"([A-Z][a-z]+) (\d+)")
+_BOX = re.compile(r"\\boxed\{(\d+)\}")
+
+
+def label(problem: Problem, text: str) -> Labels:
+    """Label a trace: its strategies and which of its steps are right.
+
+    A wrong value is carried on, as the trace itself does, so one slip marks one step, not all
+    that follow. A line that is not the strategy's next one is not right, even if it is true.
+    """
+    lines = [line for line in text.split("\n") if line]
+    strategies: list[str] = []
+    steps: list[Step] = []
+    values: list[int] = []
+    at = 0
+
+    def follow(expression: Expression) -> int | None:
+        """The value the trace states for `expression` on its next line; None if it isn't there."""
+        nonlocal at
+        match = _EQUATION.fullmatch(lines[at]) if at < len(lines) else None
+        if match is None or (int(match[1]), match[2], int(match[3])) != expression:
+            return None
+        at += 1
+        value = int(match[4])
+        steps.append(Step(match[0], value == _calculate(*expression)))
+        return value
+
+    for a, b in problem.products:
+        head = _HEAD.fullmatch(lines[at]) if at < len(lines) else None
+        if head is None or head[1] not in STRATEGIES:
+            break
+        at += 1
+        name, number = head[1], int(head[2])
+        strategies.append(name)
+        derive = STRATEGIES[name].derive
+        if derive is None:
+            steps.append(Step(head[0], number == a * b))
+            values.append(number)
+            continue
+        keep = a if number == b else b
+        usable = number in (a, b) and STRATEGIES[name].applies(keep, number)
+        steps.append(Step(head[0], usable))
+        if not usable:
+            break
+        derivation = derive(keep, number)
+        try:
+            value = follow(next(derivation))
+            while value is not None:
+                value = follow(derivation.send(value))
+        except StopIteration as end:
+            values.append(end.value)
+        else:
+            break
+    if len(values) == len(problem.products):
+        final = values[0] if len(values) == 1 else follow((values[0], problem.operator, values[1]))
+        box = _BOX.fullmatch(lines[at]) if final is not None and at < len(lines) else None
+        if box:
+            at += 1
+            steps.append(Step(box[0], int(box[1]) == final))
+            return Labels(tuple(strategies), tuple(steps), well_formed=at == len(lines))
+    # A strategy named after the point where the trace left its form still counts as tried.
+    for line in lines[at:]:
+        steps.append(Step(line, right=False))
+        head = _HEAD.fullmatch(line)
+        if head and head[1] in STRATEGIES:
+            strategies.append(head[1])
+    return Labels(tuple(strategies), tuple(steps), well_formed=False)
