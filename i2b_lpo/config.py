@@ -44,35 +44,25 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    """The update of METHOD §6. Variants are settings: clip-higher is `clip_high=0.28`, Dr. GRPO is
-    `scale="none", reduction="constant"`, dynamic sampling is `drop_uniform=True`.
+    """The update of METHOD §6.
 
     Attributes:
+        variant: an entry of `i2b_lpo.grpo.VARIANTS`: how advantages are scaled, which denominator
+            and clip range the loss has, which groups are dropped.
         alpha: coefficient of the self-reward term α A H; 0 switches it off.
+        updates: optimizer steps per batch of rollouts; 1 is on-policy.
         micro_tokens: padded tokens in one forward and backward pass; it bounds the memory and
             never changes the result.
-        updates: optimizer steps per batch of rollouts; 1 is on-policy.
     """
 
-    scale: str = "std"
-    epsilon: float = 1e-4
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float | None = 3.0
-    reduction: str = "token"
+    variant: str = "grpo"
     alpha: float = 0.0
-    drop_uniform: bool = False
-    overlong_buffer: int = 0
     updates: int = 1
     micro_tokens: int = 4096
 
     def __post_init__(self) -> None:
-        _need(self.scale in ("std", "none"), f"grpo.scale is {self.scale!r}; use 'std' or 'none'.")
-        _need(
-            self.reduction in ("token", "sequence", "constant"),
-            f"grpo.reduction is {self.reduction!r}; use 'token', 'sequence' or 'constant'.",
-        )
         _need(self.updates >= 1, f"grpo.updates is {self.updates}; give at least 1.")
+        _need(self.micro_tokens >= 1, f"grpo.micro_tokens is {self.micro_tokens}; give at least 1.")
 
 
 @dataclass(frozen=True)
@@ -139,7 +129,7 @@ PRESETS: dict[str, RunConfig] = {
         steps=200,
         questions=16,
         rollout=RolloutConfig(temperature=0.9, top_p=0.9, max_new_tokens=512, batch=128),
-        grpo=GRPOConfig(alpha=0.0, micro_tokens=16384),
+        grpo=GRPOConfig(micro_tokens=16384),
         optimizer=OptimizerConfig(learning_rate=2e-6),
         gradient_checkpointing=True,
     ),
@@ -151,7 +141,7 @@ PRESETS: dict[str, RunConfig] = {
         steps=400,
         questions=32,
         rollout=RolloutConfig(temperature=0.9, top_p=0.9, max_new_tokens=4096, batch=64),
-        grpo=GRPOConfig(alpha=0.0, micro_tokens=16384),
+        grpo=GRPOConfig(micro_tokens=16384),
         optimizer=OptimizerConfig(learning_rate=1e-6),
         gradient_checkpointing=True,
     ),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -29,7 +30,53 @@ from i2b_lpo.tasks import Task
 from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.verify import equivalent, extract_boxed
 
-__all__ = ["Evaluation", "evaluate", "measure"]
+__all__ = [
+    "EntropyProfile",
+    "Evaluation",
+    "StrategyUse",
+    "difference",
+    "entropy_profile",
+    "evaluate",
+    "measure",
+]
+
+
+@dataclass(frozen=True)
+class StrategyUse:
+    """One strategy: its share of all uses, how often its product was right, how often the whole
+    trace was right, and the number of uses (a trace of two products has two)."""
+
+    share: float
+    product_right: float
+    trace_right: float
+    count: int
+
+
+@dataclass(frozen=True)
+class EntropyProfile:
+    """Where a policy is uncertain (nats): shares of tokens, and H where a strategy is chosen.
+
+    Attributes:
+        sure, fork: share of tokens below `SURE` and above `FORK`.
+        words: 10th percentile, median and 90th percentile of H at strategy words.
+        fork_words: share of the tokens above `FORK` that are strategy words.
+    """
+
+    tokens: int
+    mean: float
+    sure: float
+    fork: float
+    words: tuple[float, float, float]
+    fork_words: float
+
+    def describe(self) -> str:
+        low, middle, high = self.words
+        return (
+            f"Of {self.tokens} tokens (mean {self.mean:.3f} nat) {self.sure:.1%} lie below "
+            f"{SURE} nat and {self.fork:.1%} above {FORK}. At strategy words the median is "
+            f"{middle:.2f} nat (10th to 90th percentile {low:.2f} to {high:.2f}); they are "
+            f"{self.fork_words:.0%} of the tokens above {FORK}."
+        )
 
 
 @dataclass(frozen=True)
@@ -38,9 +85,9 @@ class Evaluation:
 
     Attributes:
         metrics: name → mean over questions with its 95 % bootstrap interval.
+        values: name → one number a question, in their order: what paired comparisons need.
         levels: level → the accuracy metrics on the questions of that level.
-        strategies: strategy → (share of all strategy uses, accuracy of the traces with it,
-            number of uses); empty for a task without a labeller.
+        strategies: strategy → how it was used; empty for a task without a labeller.
     """
 
     policy: str
@@ -48,8 +95,9 @@ class Evaluation:
     questions: int
     samples: int
     metrics: dict[str, Interval]
+    values: dict[str, list[float]]
     levels: dict[int, dict[str, Interval]]
-    strategies: dict[str, tuple[float, float, int]]
+    strategies: dict[str, StrategyUse]
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -65,6 +113,33 @@ class Evaluation:
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))
+
+
+SURE, FORK = 0.05, 0.7  # nats: a token that is all but decided, and a real choice
+
+
+def entropy_profile(traces: Sequence[Trace], words: Collection[str]) -> EntropyProfile:
+    """The entropy profile of sampled traces; `words` are the strategy words, one token each."""
+    pairs = [
+        (h, piece in words)
+        for t in traces
+        for r in t.rollouts
+        for h, piece in zip(r.entropies, r.pieces, strict=True)
+    ]
+    entropies = np.array([h for h, _ in pairs])
+    at_words = np.array([is_word for _, is_word in pairs])
+    if not at_words.any():
+        raise ValueError("No strategy word occurs in these traces; give traces of the bundled task.")
+    low, middle, high = np.percentile(entropies[at_words], [10, 50, 90]).tolist()
+    forks = entropies > FORK
+    return EntropyProfile(
+        tokens=len(pairs),
+        mean=float(entropies.mean()),
+        sure=float((entropies < SURE).mean()),
+        fork=float(forks.mean()),
+        words=(low, middle, high),
+        fork_words=float(at_words[forks].mean()) if forks.any() else 0.0,
+    )
 
 
 def _accuracy(trace: Trace, greedy: Rollout | None) -> dict[str, float]:
@@ -105,7 +180,7 @@ def measure(
         raise ValueError("There are no traces to measure; ask for at least one question.")
     rows: list[dict[str, float]] = []
     levels: dict[int, list[dict[str, float]]] = defaultdict(list)
-    uses: dict[str, list[float]] = defaultdict(list)
+    uses: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
     for at, trace in enumerate(traces):
         accuracy = _accuracy(trace, None if greedy is None else greedy[at].rollouts[0])
         levels[trace.question.level].append(accuracy)
@@ -121,8 +196,8 @@ def measure(
         )
         for rollout in trace.rollouts:
             labels = task.label(trace.question, rollout.text)
-            for strategy in labels.strategies if labels else ():
-                uses[strategy].append(float(rollout.reward == 1.0))
+            for use in labels.uses if labels else ():
+                uses[use.strategy].append((use.right, rollout.reward == 1.0))
     total = sum(map(len, uses.values()))
     return Evaluation(
         policy=traces[0].policy,
@@ -130,9 +205,15 @@ def measure(
         questions=len(traces),
         samples=len(traces[0].rollouts),
         metrics=_intervals(rows),
+        values={name: [row[name] for row in rows] for name in rows[0]},
         levels={level: _intervals(levels[level]) for level in sorted(levels)},
         strategies={
-            name: (len(found) / total, fmean(found), len(found))
+            name: StrategyUse(
+                share=len(found) / total,
+                product_right=fmean(right for right, _ in found),
+                trace_right=fmean(right for _, right in found),
+                count=len(found),
+            )
             for name, found in sorted(uses.items(), key=lambda item: -len(item[1]))
         },
     )
@@ -140,6 +221,17 @@ def measure(
 
 def _intervals(rows: Sequence[dict[str, float]]) -> dict[str, Interval]:
     return {name: bootstrap_interval([row[name] for row in rows]) for name in rows[0]}
+
+
+def difference(after: Evaluation, before: Evaluation) -> dict[str, Interval]:
+    """Metric by metric, after − before, paired by question: the interval of the change."""
+    if after.questions != before.questions:
+        raise ValueError("A paired difference needs both policies measured on the same questions.")
+    return {
+        name: bootstrap_interval([a - b for a, b in zip(values, before.values[name], strict=True)])
+        for name, values in after.values.items()
+        if name in before.values
+    }
 
 
 def evaluate(

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from i2b_lpo.trace import Question
 
-__all__ = ["BOXED_INSTRUCTION", "BUNDLED", "Policy", "asset_path", "load_policy"]
+__all__ = ["BOXED_INSTRUCTION", "BUNDLED", "Policy", "asset_path", "load_policy", "make_policy", "save_policy"]
 
 BUNDLED = {
     "tiny-base": "the bundled policy before reinforcement learning",
@@ -145,6 +145,12 @@ def load_policy(
     if instruction is None:
         instruction = "" if bundled else BOXED_INSTRUCTION
     return make_policy(model.to(device).eval(), tokenizer, name=name, instruction=instruction)
+
+
+def save_policy(policy: Policy, folder: str | Path) -> None:
+    """Write model and tokenizer as an ordinary Hugging Face folder, in the model's own dtype."""
+    policy.model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
 
 
 def make_policy(model: Any, tokenizer: Any, *, name: str, instruction: str = "") -> Policy:

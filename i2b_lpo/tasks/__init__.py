@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 from i2b_lpo.tasks.shop import Labels, label, parse_problem, product_questions, shop_questions
 from i2b_lpo.trace import Question
-from i2b_lpo.verify import extract_boxed
+from i2b_lpo.verify import extract_boxed, gsm8k_gold
 
-__all__ = ["BENCHMARKS", "GeneratedTask", "ListTask", "Task", "load_task"]
+__all__ = ["BENCHMARKS", "GeneratedTask", "ListTask", "Task", "load_task", "own_question"]
 
 
 class Task(Protocol):
@@ -117,14 +117,10 @@ def _problem(row: Mapping[str, Any]) -> str:
     return str(row["problem"])
 
 
-def _gsm8k_answer(row: Mapping[str, Any]) -> str:
-    return str(row["answer"]).rpartition("####")[2].replace(",", "").strip()
-
-
 BENCHMARKS: dict[str, dict[str, Benchmark]] = {
     # split by our name → where it is on the Hugging Face hub
     "gsm8k": {
-        split: Benchmark("openai/gsm8k", split, lambda r: str(r["question"]), _gsm8k_answer, "main")
+        split: Benchmark("openai/gsm8k", split, lambda r: str(r["question"]), lambda r: gsm8k_gold(str(r["answer"])), "main")
         for split in ("train", "test")
     },
     "math": {
@@ -167,6 +163,12 @@ def _hold_out(rows: list[Question]) -> dict[str, list[Question]]:
         "train": [q for i, q in enumerate(rows) if i % VALIDATION_SHARE],
         "validation": rows[::VALIDATION_SHARE],
     }
+
+
+def own_question(text: str) -> Question:
+    """A question of the bundled task typed by hand; ValueError shows the form it needs."""
+    problem = parse_problem(text)
+    return Question("own", text.strip(), str(problem.answer), "shop", problem.level)
 
 
 def load_task(name: str, *, path: str | Path | None = None) -> Task:

@@ -38,6 +38,7 @@ __all__ = [
     "Problem",
     "Step",
     "Strategy",
+    "Use",
     "label",
     "parse_problem",
     "product_questions",
@@ -51,9 +52,9 @@ Derivation = Generator[Expression, int, int]
 NAMES = ("Mia", "Tom", "Ana", "Leo")
 ITEMS = ("pens", "cups", "hats", "bags", "toys", "maps")
 SPLITS = ("train", "validation", "test")
-QUANTITIES = range(12, 60)
+QUANTITIES = range(12, 100)
 SMALL_PRICES = range(3, 10)
-LARGE_PRICES = range(12, 50)
+LARGE_PRICES = range(12, 100)
 
 
 # --- strategies ---------------------------------------------------------------------------------
@@ -80,12 +81,11 @@ def _factor(keep: int, part: int) -> Derivation:
 
 
 def _grid(keep: int, part: int) -> Derivation:
-    # Only single-digit products: the most lines and the easiest ones.
+    # Both factors into tens and ones: the most lines, and the easiest ones.
     cells = []
-    for i, left in enumerate(reversed(str(keep))):
-        for j, right in enumerate(reversed(str(part))):
-            cell = yield int(left), "*", int(right)
-            cells.append(cell * 10 ** (i + j))
+    for left in (keep // 10 * 10, keep % 10):
+        for right in (part // 10 * 10, part % 10):
+            cells.append((yield left, "*", right))
     total = cells[0]
     for cell in cells[1:]:
         total = yield total, "+", cell
@@ -111,7 +111,7 @@ STRATEGIES: dict[str, Strategy] = {
     "Round": Strategy(0.22, lambda keep, part: part > 10 and part % 10 >= 6, _round),
     "Factor": Strategy(0.18, lambda keep, part: _in_times_table(part), _factor),
     "Grid": Strategy(
-        0.04, lambda keep, part: keep > 10 and keep % 10 != 0 and part % 10 != 0, _grid
+        0.06, lambda keep, part: min(keep, part) > 10 and keep % 10 * (part % 10) != 0, _grid
     ),
 }
 """Strategies by the word that opens them. Guess is short and unreliable, Grid rare and reliable."""
@@ -293,13 +293,26 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Use:
+    """A strategy used for a product; `right`: followed to its end, with the product's true value."""
+
+    strategy: str
+    right: bool
+
+
+@dataclass(frozen=True)
 class Labels:
-    """What a trace did: the strategy of each product in order, its lines, and whether it has the
+    """What a trace did: a strategy for each product in order, its lines, and whether it has the
     full form (a strategy for every product, each followed to its end, and a closing box)."""
 
-    strategies: tuple[str, ...]
+    uses: tuple[Use, ...]
     steps: tuple[Step, ...]
     well_formed: bool
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """The strategies in order."""
+        return tuple(use.strategy for use in self.uses)
 
     @property
     def signature(self) -> str:
@@ -319,7 +332,7 @@ def label(problem: Problem, text: str) -> Labels:
     that follow. A line that is not the strategy's next one is not right, even if it is true.
     """
     lines = [line for line in text.split("\n") if line]
-    strategies: list[str] = []
+    uses: list[Use] = []
     steps: list[Step] = []
     values: list[int] = []
     at = 0
@@ -341,25 +354,25 @@ def label(problem: Problem, text: str) -> Labels:
             break
         at += 1
         name, number = head[1], int(head[2])
-        strategies.append(name)
         derive = STRATEGIES[name].derive
         if derive is None:
             steps.append(Step(head[0], number == a * b))
+            uses.append(Use(name, number == a * b))
             values.append(number)
             continue
         keep = a if number == b else b
         usable = number in (a, b) and STRATEGIES[name].applies(keep, number)
         steps.append(Step(head[0], usable))
-        if not usable:
-            break
-        derivation = derive(keep, number)
+        derivation = derive(keep, number) if usable else None
         try:
-            value = follow(next(derivation))
-            while value is not None:
+            value = follow(next(derivation)) if derivation else None
+            while derivation and value is not None:
                 value = follow(derivation.send(value))
         except StopIteration as end:
+            uses.append(Use(name, end.value == a * b))
             values.append(end.value)
         else:
+            uses.append(Use(name, right=False))
             break
     if len(values) == len(problem.products):
         final = values[0] if len(values) == 1 else follow((values[0], problem.operator, values[1]))
@@ -367,11 +380,11 @@ def label(problem: Problem, text: str) -> Labels:
         if box:
             at += 1
             steps.append(Step(box[0], int(box[1]) == final))
-            return Labels(tuple(strategies), tuple(steps), well_formed=at == len(lines))
+            return Labels(tuple(uses), tuple(steps), well_formed=at == len(lines))
     # A strategy named after the point where the trace left its form still counts as tried.
     for line in lines[at:]:
         steps.append(Step(line, right=False))
         head = _HEAD.fullmatch(line)
         if head and head[1] in STRATEGIES:
-            strategies.append(head[1])
-    return Labels(tuple(strategies), tuple(steps), well_formed=False)
+            uses.append(Use(head[1], right=False))
+    return Labels(tuple(uses), tuple(steps), well_formed=False)

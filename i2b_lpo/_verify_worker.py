@@ -1,0 +1,524 @@
+r"""Both ends of the pipe to math-verify: a child process that compares, and the pool that owns it.
+
+Why a process. ``9^{9^{9^9}}`` keeps sympy busy for ever inside one C call that no Python exception
+can stop, and math-verify's own time limits use ``signal.alarm``: they fail outside the main thread
+and disarm the caller's alarm. Here the limits are switched off and the kernel ends the process.
+
+How. ``python _verify_worker.py`` (this file) imports math-verify once and then serves one line of
+JSON per comparison. Where ``os.fork`` exists, each comparison runs in a fork of that warm process
+(5–10 ms) with a timer and a memory limit of its own, so it costs nothing to kill one, and no answer
+can influence the next. Elsewhere the worker compares by itself, and the parent kills and restarts it.
+
+The parent never imports math-verify or sympy. The request's strings come from a model and are only
+ever parsed as LaTeX: ``sympify`` and ``parse_expr``, which execute text, are not reached, because
+math-verify's plain-expression extractor is not enabled.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import json
+import math
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from itertools import pairwise
+from typing import Any, Literal, cast
+
+__all__ = ["Outcome", "WorkerPool", "shared_pool"]
+
+Outcome = Literal["correct", "wrong", "unparsable", "timeout"]
+
+START_LIMIT = 120.0  # seconds for importing math-verify on a busy machine
+GRACE = 2.0  # seconds the parent waits beyond a limit that the worker enforces itself
+MEMORY_LIMIT = 512 * 2**20  # bytes one comparison may allocate above the idle worker
+MEMORY_PAIRS = 10_000  # outcomes a pool remembers
+DECIMAL_TOLERANCE = 1e-6  # relative: how close a decimal answer must come to an irrational one
+PAIRS_PER_BUDGET = 64  # a batch gets twice the limit for each so many pairs
+SHORTEST_SLICE = 0.1  # seconds; most comparisons need a fifth of it
+
+# ------------------------------------------------------------------------------ the parent's end
+
+
+class WorkerLostError(RuntimeError):
+    """The worker process ended, or fell silent, before it answered."""
+
+
+class Worker:
+    """One child process; used by one thread at a time.
+
+    Args:
+        forks: whether the child runs each comparison in a fork of itself.
+    """
+
+    def __init__(self, forks: bool) -> None:
+        self.forks = forks
+        self._ready = False
+        # A fixed hash seed makes sympy's orderings, hence every verdict, the same in every run.
+        # Its own session: Ctrl-C in the terminal stops the training loop, not the worker.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", __file__, "fork" if forks else "direct"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONHASHSEED": "0"},
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+        self._replies: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="verify-worker", daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with contextlib.suppress(OSError, ValueError):  # closed by kill(), or no longer JSON
+            for line in self._process.stdout:
+                self._replies.put(json.loads(line))
+        self._replies.put(None)
+
+    def _reply(self, limit: float) -> dict[str, Any]:
+        try:
+            reply = self._replies.get(timeout=limit)
+        except queue.Empty:
+            reply = None
+        if reply is None:
+            raise WorkerLostError("the comparison process ended or fell silent")
+        return reply
+
+    def wait_until_ready(self) -> None:
+        """Return once the child has imported math-verify.
+
+        Raises:
+            ImportError: the child could not import math-verify.
+            WorkerLostError: the child ended before it was ready.
+        """
+        if not self._ready:
+            error = self._reply(START_LIMIT).get("error")
+            if error:
+                raise ImportError(
+                    f"comparing LaTeX answers needs math-verify; run "
+                    f"pip install 'math-verify[antlr4_13_2]' ({error})"
+                )
+            self._ready = True
+
+    def compare(self, gold: str, answer: str, limit: float) -> Outcome:
+        """Return the child's outcome; ``timeout`` after `limit` seconds.
+
+        Raises:
+            WorkerLostError: the child must be replaced; its comparison has no outcome.
+        """
+        assert self._process.stdin is not None
+        request = json.dumps({"gold": gold, "answer": answer, "limit": limit}) + "\n"
+        try:
+            self._process.stdin.write(request.encode("ascii"))
+            self._process.stdin.flush()
+        except OSError as error:
+            raise WorkerLostError("the comparison process is gone") from error
+        started = time.monotonic()
+        try:
+            outcome = self._reply(limit + GRACE if self.forks else limit).get("outcome")
+        except WorkerLostError:
+            if time.monotonic() - started < limit:
+                raise
+            self.kill()
+            return "timeout"
+        if outcome is None:
+            raise WorkerLostError("the comparison died without an outcome")
+        return cast(Outcome, outcome)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child can take another comparison."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End the child and whatever it forked; harmless when it is gone already."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if sys.platform == "win32":
+                    self._process.kill()
+                else:
+                    os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+
+
+class WorkerPool:
+    """At most `size` workers, started when first needed and shared by all threads.
+
+    Args:
+        size: the largest number of workers, hence of comparisons at the same time.
+        forks: see `Worker`; the default is whether the platform has ``os.fork``.
+    """
+
+    def __init__(self, size: int, forks: bool = hasattr(os, "fork")) -> None:
+        self.size = size
+        self.forks = forks
+        self._condition = threading.Condition()
+        self._idle: list[Worker] = []
+        # Keyed by thread, so that a lease whose holder was struck by an exception from a signal
+        # handler, before it could give it back, is found again at the thread's next call.
+        self._leases: dict[int, Worker | None] = {}
+        # Rollouts of one question repeat each other's answers. A timeout is not remembered.
+        self._known: dict[tuple[str, str], Outcome] = {}
+
+    @contextlib.contextmanager
+    def _lease(self) -> Iterator[Worker]:
+        thread = threading.get_ident()
+        unharmed = False
+        try:
+            with self._condition:
+                stale = self._leases.pop(thread, None)
+                if stale is not None:
+                    stale.kill()
+                while len(self._leases) >= self.size:
+                    self._condition.wait()
+                worker = self._leases[thread] = self._idle.pop() if self._idle else None
+            if worker is not None and not worker.alive:
+                worker.kill()
+                worker = None
+            if worker is None:
+                worker = self._leases[thread] = Worker(self.forks)
+            worker.wait_until_ready()
+            yield worker
+            unharmed = worker.alive
+        finally:
+            with self._condition:
+                leased = self._leases.pop(thread, None)
+                if leased is not None:
+                    if unharmed:
+                        self._idle.append(leased)
+                    else:
+                        leased.kill()
+                self._condition.notify()
+
+    def compare(self, gold: str, answer: str, limit: float) -> Outcome:
+        """Compare two answers in a worker.
+
+        The limit does not include the wait for a free worker or for math-verify's import. A worker
+        that was killed from outside is replaced and the comparison repeated once; an answer that
+        ends its worker twice is ``unparsable``.
+
+        Args:
+            gold: the reference answer, LaTeX.
+            answer: the model's answer, LaTeX.
+            limit: wall-clock seconds.
+
+        Raises:
+            ImportError: math-verify is not installed beside this interpreter.
+        """
+        if (gold, answer) in self._known:
+            return self._known[gold, answer]
+        for _ in range(2):
+            try:
+                with self._lease() as worker:
+                    outcome = worker.compare(gold, answer, limit)
+            except WorkerLostError:
+                continue
+            if outcome != "timeout":
+                if len(self._known) >= MEMORY_PAIRS:
+                    self._known.clear()
+                self._known[gold, answer] = outcome
+            return outcome
+        return "unparsable"
+
+    def compare_many(self, pairs: Sequence[tuple[str, str]], limit: float) -> list[Outcome]:
+        """Compare many pairs within about twice `limit` seconds for each 64 of them.
+
+        Each round gives every undecided pair an equal slice, at most `limit`, that together use up
+        half of the time left; later rounds go to those that needed more. So a few answers that
+        hang cannot take the time of the others, and one that gets its full `limit` has had its turn.
+
+        Args:
+            pairs: (gold, answer) pairs.
+            limit: wall-clock seconds for one pair.
+        """
+        outcomes: list[Outcome] = ["timeout"] * len(pairs)
+        undecided = list(range(len(pairs)))
+        if not pairs:
+            return outcomes
+        with self._lease():  # the first import of math-verify is not the answers' time
+            deadline = time.monotonic() + 2 * limit * math.ceil(len(pairs) / PAIRS_PER_BUDGET)
+        executor = ThreadPoolExecutor(self.size, thread_name_prefix="verify")
+        try:
+            while undecided:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                share = min(limit, max(SHORTEST_SLICE, self.size * left / (2 * len(undecided))))
+
+                def attempt(index: int, share: float = share) -> Outcome:
+                    slice_ = min(share, deadline - time.monotonic())
+                    return self.compare(*pairs[index], slice_) if slice_ > 0 else "timeout"
+
+                for index, outcome in zip(
+                    undecided, executor.map(attempt, undecided), strict=True
+                ):
+                    outcomes[index] = outcome
+                undecided = [i for i in undecided if outcomes[i] == "timeout"]
+                if share >= limit:
+                    break
+        finally:
+            executor.shutdown(cancel_futures=True)
+        return outcomes
+
+    def close(self) -> None:
+        """End every worker; the pool starts new ones if it is used again."""
+        with self._condition:
+            for worker in [*self._idle, *filter(None, self._leases.values())]:
+                worker.kill()
+            self._idle.clear()
+
+
+_shared: WorkerPool | None = None
+_shared_lock = threading.Lock()
+
+
+def shared_pool() -> WorkerPool:
+    """Return this process's pool: one worker per core, at least two, at most four."""
+    global _shared
+    with _shared_lock:
+        if _shared is None:
+            _shared = WorkerPool(size=max(2, min(4, os.cpu_count() or 1)))
+            atexit.register(_shared.close)
+        return _shared
+
+
+def _forget_after_fork() -> None:
+    # A forked process must not talk into its parent's pipes or wait for its parent's locks.
+    global _shared, _shared_lock
+    _shared, _shared_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+# ------------------------------------------------------------------------------- the child's end
+
+# Compared, each with the next, before the first request: the parser's tables fill up with the usual
+# forms of an answer, and every fork inherits them.
+WARM_UP = (
+    r"\frac{\sqrt{3}}{2}",
+    r"\frac{3}{2\sqrt3}",
+    r"-\frac{2\pi}{3}+1",
+    r"\left(3,\frac{\pi}{2}\right)",
+    r"(-\infty,2)\cup(3,4]",
+    r"(-1,6)",
+    r"\begin{pmatrix}-1/2&\sqrt{3}\\0&1\end{pmatrix}",
+    r"y=2x+3",
+    r"2x-y+3=0",
+    r"3-2i,-2,\sqrt[3]{4}",
+    r"\{1\pm\sqrt{5},-2\}",
+    r"10x\sqrt{21x}",
+    r"(x-1)^3(x+1)",
+    r"x^2-3x+2",
+    r"\cos^2\alpha",
+    r"-2\le x\le 7",
+)
+VARIABLE_AT_END = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{1,2}$")
+
+
+def compare(gold: str, answer: str) -> Outcome:
+    r"""Ask math-verify, and check its yes.
+
+    math-verify 0.9 takes letters after a number for a unit (``3t`` = ``3h``): here only when the
+    gold answer ends in none. It also says yes to values closer than 1e-15 (``1/2^99 = 1/2^98``) and
+    to equations that both have no real solution: `refuted` and `_same_equation` say no.
+    """
+    math_verify = import_module("math_verify")
+    normalization = import_module("latex2sympy2_extended").NormalizationConfig(
+        basic_latex=True,
+        units=VARIABLE_AT_END.search(gold) is None,
+        malformed_operators=True,
+        nits=True,
+        boxed="last",
+        equations=False,
+    )
+    config = math_verify.LatexExtractionConfig(
+        boxed_match_priority=0, normalization_config=normalization
+    )
+
+    def parse(latex: str) -> Any:
+        found = math_verify.parse(
+            rf"\boxed{{{latex}}}", extraction_config=[config], parsing_timeout=None
+        )
+        return next((item for item in found if not isinstance(item, str)), None)
+
+    reference, candidate = parse(gold), parse(answer)
+    if candidate is None:
+        return "unparsable"
+    if reference is None or refuted(reference, candidate):
+        return "wrong"
+    if not math_verify.verify(reference, candidate, timeout_seconds=None):
+        return "wrong"
+    sympy = import_module("sympy")
+    if isinstance(reference, sympy.Eq) and isinstance(candidate, sympy.Eq):
+        return "correct" if _same_equation(reference, candidate) else "wrong"
+    return "correct"
+
+
+def refuted(gold: Any, answer: Any) -> bool:
+    """Return True where two expressions have different values for certain.
+
+    Asked before math-verify: most wrong answers end here, before `simplify` works on them in vain.
+    """
+    sympy = import_module("sympy")
+    if isinstance(gold, sympy.Eq) and isinstance(answer, sympy.Eq):
+        return False
+    if isinstance(gold, sympy.Eq):
+        gold = gold.rhs
+    if isinstance(answer, sympy.Eq):
+        if not answer.free_symbols and _differ(answer.lhs, answer.rhs):
+            return True  # 4 = 5 is no way to write 5
+        answer = answer.rhs
+    ours, theirs = _parts(gold), _parts(answer)
+    if ours and theirs:
+        return len(ours) != len(theirs) or any(
+            all(refuted(one, other) for other in theirs) for one in ours
+        )
+    return _differ(gold, answer)
+
+
+def _parts(value: Any) -> list[Any]:
+    sympy = import_module("sympy")
+    if isinstance(value, sympy.Interval):
+        return [value.start, value.end]
+    if isinstance(value, sympy.FiniteSet | sympy.Tuple):
+        return list(value.args)
+    if isinstance(value, sympy.MatrixBase):
+        return list(value.flat())
+    return []
+
+
+def _differ(gold: Any, answer: Any) -> bool:
+    sympy = import_module("sympy")
+    both = (gold, answer)
+    if not all(isinstance(side, sympy.Expr) for side in both):
+        return False
+    # A symbol against a product is math-verify's comparison of words; 20 % equals 20 by its rule.
+    if any(side.is_Symbol or side.has(sympy.UnevaluatedExpr) for side in both):
+        return False
+    symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
+    point = {symbol: sympy.Rational(137 + 29 * i, 101) for i, symbol in enumerate(symbols)}
+    ours, theirs = (side.doit().subs(point) for side in both)
+    # evalf raises its precision until the difference shows a digit or `maxn` is reached; one bit of
+    # precision left means that it never did.
+    difference = [part.evalf(15, maxn=200) for part in (ours - theirs).as_real_imag()]
+    if not all(part.is_Float or part.is_zero for part in difference):
+        return False
+    if any(side.has(sympy.Float) for side in both):
+        size = max(abs(side.evalf(15)) for side in (ours, theirs))
+        return any(abs(part) > DECIMAL_TOLERANCE * size for part in difference)
+    return any(not part.is_zero and part._prec > 1 for part in difference)
+
+
+def _same_equation(gold: Any, answer: Any) -> bool:
+    sympy = import_module("sympy")
+    symbols = sorted(gold.free_symbols, key=str)
+    sides = (gold.lhs, gold.rhs, answer.lhs, answer.rhs)
+    if not symbols or not all(isinstance(side, sympy.Expr) for side in sides):
+        return True
+    ours, theirs = gold.lhs - gold.rhs, answer.lhs - answer.rhs
+    if sympy.simplify(ours / theirs).is_number:  # one is a multiple of the other
+        return True
+    solved, answered = (sympy.solve(side.doit(), symbols, dict=True) for side in (ours, theirs))
+    return bool(solved) and all(
+        any(
+            one.keys() == other.keys() and not any(_differ(one[s], other[s]) for s in one)
+            for other in answered
+        )
+        for one in solved
+    )
+
+
+def _limit_this_process(seconds: float) -> None:
+    if sys.platform == "win32":
+        return
+    import resource
+
+    # The timer's default action ends the process from outside Python, deep in C or not, and even
+    # when nobody is left to kill it. The parent may have ignored or blocked the signal.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        with open("/proc/self/statm", encoding="ascii") as pages:
+            used = int(pages.read().split()[0]) * resource.getpagesize()
+    except FileNotFoundError:  # macOS: no size to add to, and no limit that the kernel would keep
+        return
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = used + MEMORY_LIMIT
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _compare_in_fork(request: dict[str, Any], inherited: Sequence[int]) -> Outcome:
+    assert sys.platform != "win32"
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        outcome: Outcome = "unparsable"
+        try:
+            for descriptor in (*inherited, read_end):
+                os.close(descriptor)  # or the parent would wait for this process's end of its pipe
+            _limit_this_process(request["limit"])
+            outcome = compare(request["gold"], request["answer"])
+        except MemoryError:
+            outcome = "timeout"
+        finally:
+            os.write(write_end, outcome.encode("ascii"))
+            os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        outcome_sent = pipe.read().decode("ascii")
+    status = os.waitpid(pid, 0)[1]
+    if outcome_sent:
+        return cast(Outcome, outcome_sent)
+    ran_out = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
+    return "timeout" if ran_out else "unparsable"
+
+
+def serve(forks: bool) -> None:
+    """Answer one request line of JSON after the other until the parent closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    # math-verify and the parser print; the protocol keeps the real stdout to itself.
+    pipe = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+    def send(message: dict[str, str]) -> None:
+        os.write(pipe, json.dumps(message).encode("ascii") + b"\n")
+
+    try:
+        import_module("math_verify")
+    except ImportError as error:
+        send({"error": str(error)})
+        return
+    for gold, answer in pairwise(WARM_UP):
+        compare(gold, answer)
+    gc.collect()
+    gc.freeze()  # a fork that never collects the parent's objects never copies their pages
+    send({"ready": "yes"})
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        if forks:
+            outcome = _compare_in_fork(request, (0, pipe))
+        else:
+            outcome = compare(request["gold"], request["answer"])
+        send({"outcome": outcome})
+
+
+if __name__ == "__main__":
+    serve(forks=sys.argv[1] == "fork")

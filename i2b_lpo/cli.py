@@ -1,0 +1,252 @@
+"""The command line: `i2b-lpo tour | train | evaluate | rollout | info | notebooks | export`.
+
+A wrong argument or a missing file is one sentence on stderr and exit code 2. torch is imported
+only by the commands that need it, so `--help` and `notebooks` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import i2b_lpo
+
+if TYPE_CHECKING:
+    from i2b_lpo.config import RunConfig
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help.\n")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="i2b-lpo", description="Teach and run I²B-LPO, step by step.")
+    parser.add_argument("--version", action="version", version=i2b_lpo.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        return sub
+
+    tour = command("tour", "train the bundled policy and write a page of what happened (5 min)")
+    train = command("train", "train a policy by GRPO")
+    evaluate = command("evaluate", "measure a policy on a task")
+    rollout = command("rollout", "sample a policy on questions and show the entropy of each token")
+    info = command("info", "say what is installed, bundled and configured")
+    notebooks = command("notebooks", "copy the notebooks into a folder")
+    export = command("export", "write a policy as an ordinary Hugging Face folder with a card")
+
+    for sub, output in ((tour, "runs/tour"), (train, None), (evaluate, None), (rollout, None)):
+        sub.add_argument("--seed", type=int, default=0, help="source of all randomness (0)")
+        sub.add_argument(
+            "--output", type=Path, default=output, metavar="DIR", required=sub is train,
+            help="folder to write to" + (f" ({output})" if output else ""),
+        )
+    for sub in (tour, train):
+        sub.add_argument("--steps", type=_positive, help="optimizer steps (the preset's)")
+    train.add_argument("--preset", default="tiny", help="settings by name (tiny); see info")
+    train.add_argument("--policy", help="bundled name, folder or hub name (the preset's)")
+    for sub in (evaluate, rollout):
+        sub.add_argument("--policy", default="tiny-base", help="bundled name, folder or hub name")
+        sub.add_argument("--split", default="validation", help="split of the task (validation)")
+        sub.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (1.0)")
+        sub.add_argument("--top-p", type=float, default=1.0, help="(1.0)")
+        sub.add_argument("--max-new-tokens", type=_positive, default=160, help="(160)")
+    for sub in (train, evaluate, rollout):
+        sub.add_argument("--task", default=None if sub is train else "shop",
+                         help="shop, product, gsm8k, math, math500, aime24, or a .jsonl file")
+        sub.add_argument("--data", type=Path, metavar="DIR",
+                         help="local copy of a benchmark: a folder with train / test .jsonl")
+        sub.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    evaluate.add_argument("--questions", type=_positive, default=150, help="how many (150)")
+    evaluate.add_argument("--samples", type=_positive, default=8, help="per question (8)")
+    rollout.add_argument("--question", help="your own question of the bundled task")
+    rollout.add_argument("--samples", type=_positive, default=1, help="per question (1)")
+    info.add_argument("--preset", help="print all settings of this preset")
+    notebooks.add_argument("folder", type=Path, metavar="DIR")
+    export.add_argument("source", help="a run's folder, a bundled name or a policy's folder")
+    export.add_argument("folder", type=Path, metavar="DIR")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _COMMANDS[arguments.command](arguments)
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())  # one line, whatever the message holds
+        print(f"i2b-lpo {arguments.command}: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ni2b-lpo: stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _new_folder(folder: Path) -> Path:
+    """Create `folder`; an existing one must be empty, so that nothing is lost."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty; choose a new folder, or remove it first.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _tour(arguments: argparse.Namespace) -> None:
+    from i2b_lpo.tour import tour
+
+    page = tour(arguments.output, seed=arguments.seed, steps=arguments.steps)
+    print(f"\nPage: {page} (open it in a browser)")
+
+
+def _run_config(arguments: argparse.Namespace) -> RunConfig:
+    from i2b_lpo.config import preset
+
+    changes = {
+        name: getattr(arguments, name)
+        for name in ("policy", "task", "steps", "seed")
+        if getattr(arguments, name) is not None
+    }
+    return dataclasses.replace(preset(arguments.preset), **changes)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    config = _run_config(arguments)
+    from i2b_lpo.policy import load_policy
+    from i2b_lpo.tasks import load_task
+    from i2b_lpo.train import train
+
+    task = load_task(config.task, path=arguments.data)
+    policy = load_policy(config.policy, device=arguments.device)
+    train(config, policy, task, output=_new_folder(arguments.output))
+    print(f"Policy and metrics: {arguments.output}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from i2b_lpo.decode import Sampling
+    from i2b_lpo.evaluate import evaluate
+    from i2b_lpo.policy import load_policy
+    from i2b_lpo.tasks import load_task
+    from i2b_lpo.trace import write_traces
+
+    sampling = Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
+    task = load_task(arguments.task, path=arguments.data)
+    questions = task.questions(arguments.split, arguments.questions, seed=arguments.seed)
+    policy = load_policy(arguments.policy, device=arguments.device)
+    output = _new_folder(arguments.output) if arguments.output else None
+    result, traces = evaluate(
+        policy, task, questions, sampling=sampling, samples=arguments.samples, seed=arguments.seed
+    )
+    print(result)
+    if output:
+        (output / "evaluation.json").write_text(json.dumps(result.to_json(), indent=2) + "\n")
+        write_traces(output / "traces.jsonl", traces)
+
+
+def _rollout(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from i2b_lpo.decode import Sampling
+    from i2b_lpo.policy import load_policy
+    from i2b_lpo.rollout import roll_out
+    from i2b_lpo.tasks import load_task, own_question
+    from i2b_lpo.trace import write_traces
+
+    sampling = Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
+    if arguments.question is not None:
+        question = own_question(arguments.question)
+    else:
+        task = load_task(arguments.task, path=arguments.data)
+        question = task.questions(arguments.split, 1, seed=arguments.seed)[0]
+    policy = load_policy(arguments.policy, device=arguments.device)
+    output = _new_folder(arguments.output) if arguments.output else None
+    generator = torch.Generator().manual_seed(arguments.seed)
+    traces = roll_out(
+        policy, [question], sampling, samples=arguments.samples, generator=generator
+    )
+    print(traces[0])
+    for at, rollout in enumerate(traces[0].rollouts):
+        print(f"\n[{at}] entropy in nats, token by token")
+        for piece, entropy in zip(rollout.pieces, rollout.entropies, strict=True):
+            bar = "█" * round(20 * min(entropy, 2.0) / 2.0)
+            print(f"  {json.dumps(piece, ensure_ascii=True):16} {entropy:6.3f} {bar}".rstrip())
+    if output:
+        write_traces(output / "traces.jsonl", traces)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from i2b_lpo.config import PRESETS, preset
+
+    if arguments.preset:
+        print(json.dumps(preset(arguments.preset).to_json(), indent=2))
+        return
+    import accelerate
+    import torch
+    import transformers
+
+    from i2b_lpo.policy import BUNDLED, asset_path
+    from i2b_lpo.tasks import BENCHMARKS
+
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    print(
+        f"i2b-lpo {i2b_lpo.__version__}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, accelerate {accelerate.__version__}\n"
+        f"processor cores {os.cpu_count()}, torch threads {torch.get_num_threads()}, GPU {cuda}\n"
+        f"tasks: shop, product (bundled), {', '.join(BENCHMARKS)} (Hugging Face hub)\n"
+        f"presets: {', '.join(PRESETS)}\nbundled policies:"
+    )
+    for name, what in BUNDLED.items():
+        print(f"  {name}: {what} ({asset_path(name)})")
+
+
+def _notebooks(arguments: argparse.Namespace) -> None:
+    package = Path(i2b_lpo.__file__).parent
+    # In an installed package they lie inside it, in a checkout beside it.
+    places = [package / "_notebooks", package.parent / "notebooks"]
+    source = next((place for place in places if any(place.glob("*.ipynb"))), None)
+    if source is None:
+        raise ValueError("This installation has no notebooks; install the package again.")
+    folder = _new_folder(arguments.folder)
+    for file in sorted(source.glob("*.ipynb")):
+        shutil.copy(file, folder / file.name)
+        print(folder / file.name)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from i2b_lpo.export import export
+
+    source = Path(arguments.source)
+    policy = source / "policy"
+    export(str(policy) if policy.is_dir() else arguments.source,
+           _new_folder(arguments.folder), run=source if policy.is_dir() else None)
+    print(arguments.folder)
+
+
+_COMMANDS = {
+    "tour": _tour,
+    "train": _train,
+    "evaluate": _evaluate,
+    "rollout": _rollout,
+    "info": _info,
+    "notebooks": _notebooks,
+    "export": _export,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

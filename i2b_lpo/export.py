@@ -1,0 +1,39 @@
+"""Write a trained policy as an ordinary Hugging Face folder with a model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from i2b_lpo.policy import load_policy, save_policy
+
+__all__ = ["export"]
+
+
+def export(source: str, folder: Path, *, run: Path | None = None) -> None:
+    """Copy the policy `source` (bundled name or folder) to `folder` and write its `README.md`.
+
+    Args:
+        run: the folder of the run that trained it; its settings and last metrics go on the card.
+
+    Raises:
+        ValueError: `source` is no policy.
+    """
+    policy = load_policy(source)
+    save_policy(policy, folder)
+    lines = ["---", "library_name: transformers", "tags: [i2b-lpo, grpo]", "---", ""]
+    lines += [f"# {folder.name}", "", "Written by i2b-lpo, an independent reconstruction of "
+              "I²B-LPO (arXiv 2601.05870).", ""]
+    if run is None:
+        lines += [f"A copy of `{source}`.", ""]
+    else:
+        config = json.loads((run / "config.json").read_text())
+        steps = (run / "metrics.jsonl").read_text().splitlines()
+        lines += ["## Training", "", f"Started from `{config['policy']}`, task `{config['task']}`, "
+                  f"{len(steps)} steps, seed {config['seed']}.", ""]
+        lines += ["```json", json.dumps(config, indent=2), "```", "", "Last step:", ""]
+        lines += ["```json", steps[-1] if steps else "{}", "```", ""]
+    lines += ["## Use", "", "```python", "from transformers import AutoModelForCausalLM, "
+              "AutoTokenizer", f'model = AutoModelForCausalLM.from_pretrained("{folder.name}")',
+              f'tokenizer = AutoTokenizer.from_pretrained("{folder.name}")', "```", ""]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

@@ -1,0 +1,33 @@
+"""Figures of the records: each function takes plain records and returns a `View`. No torch here.
+
+>>> from i2b_lpo.views import memory_budget
+>>> print(memory_budget({"weights": 2**30, "AdamW": 2**31}))
+Memory: 3.0 GiB in all: weights 1.0 GiB, AdamW 2.0 GiB.
+"""
+
+from __future__ import annotations
+
+from i2b_lpo.views.base import STYLES, Style, View, styles
+from i2b_lpo.views.curves import training_curves
+from i2b_lpo.views.evaluation import comparison, strategy_shares
+from i2b_lpo.views.group import group_advantages
+from i2b_lpo.views.histogram import entropy_histogram
+from i2b_lpo.views.memory import memory_budget
+from i2b_lpo.views.strip import entropy_strip
+from i2b_lpo.views.text import escape, visible
+
+__all__ = [
+    "STYLES",
+    "Style",
+    "View",
+    "comparison",
+    "entropy_histogram",
+    "entropy_strip",
+    "escape",
+    "group_advantages",
+    "memory_budget",
+    "strategy_shares",
+    "styles",
+    "training_curves",
+    "visible",
+]

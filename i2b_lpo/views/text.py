@@ -1,0 +1,109 @@
+"""Text and numbers for figures and pages: nothing hidden, nothing that acts, nothing unrounded."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+
+__all__ = ["escape", "interval", "label", "number", "percent", "visible"]
+
+
+def visible(text: str, limit: int = 0) -> str:
+    r"""`text` on one line with every character that could hide or act written out.
+
+    Control characters become their pictures, direction marks, lone surrogates and the like become
+    escapes. The result is plain text: whoever puts it into HTML still escapes it.
+
+    Args:
+        text: any text.
+        limit: longest result in characters, ``…`` included; 0 for any.
+
+    Example:
+        >>> print(visible("a\nb\0\u202e"))
+        a↵b␀\u202e
+    """
+    shown = "".join(map(_shown, text))
+    return shown if not limit or len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def _shown(char: str) -> str:
+    code = ord(char)
+    if char == "\n":
+        return "↵"
+    if code < 32 or code == 127:
+        return chr(0x2400 + code) if code < 32 else "␡"
+    hidden = unicodedata.category(char) in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs")
+    if hidden and char != " ":
+        return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return char
+
+
+# Plotly reads a little HTML, entities and %{…} in nearly every text, and MathJax reads $…$.
+_PLOTLY = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;", "%": "&#37;"})
+
+
+def escape(text: str, limit: int = 0) -> str:
+    """`text` such that plotly shows it literally, in labels, hover texts and templates alike.
+
+    Example:
+        >>> escape("<b>$x$ %{y}")
+        '&lt;b&gt;&#36;x&#36; &#37;{y}'
+    """
+    return visible(text, limit).translate(_PLOTLY)
+
+
+def number(value: float | None, digits: int | None = None) -> str:
+    """A rounded number as text; no negative zero, and a dash for None.
+
+    Args:
+        value: finite, or None.
+        digits: after the point; by default as many as its size calls for.
+
+    Example:
+        >>> number(-0.0001, 2), number(0.12345), number(1234.56), number(4e-5), number(None)
+        ('0.00', '0.123', '1234.6', '4.0e-05', '–')
+    """
+    if value is None:
+        return "–"
+    size = abs(value)
+    if digits is None:
+        if 0 < size < 0.001:
+            return f"{value:.1e}"
+        digits = 3 if size < 1 else 2 if size < 10 else 1
+    return f"{value:z.{digits}f}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share as plain text.
+
+    Example:
+        >>> percent(0.0625)
+        '6.2 %'
+    """
+    return f"{number(100 * share, digits)} %"
+
+
+def interval(cell: Mapping[str, float]) -> str:
+    """An `Interval` as a dict, as text.
+
+    Example:
+        >>> interval({"mean": 0.5, "low": 0.25, "high": 0.75})
+        '0.500 [0.250, 0.750]'
+    """
+    return f"{number(cell['mean'])} [{number(cell['low'])}, {number(cell['high'])}]"
+
+
+_NAMES = {
+    "entropy": "entropy (nat)",
+    "length": "length (tokens)",
+    "distinct_strategies": "distinct strategies",
+    "grad_norm": "gradient norm",
+    "rep4": "repetition (rep-4)",
+    "rep-4": "repetition (rep-4)",
+    "reward": "mean reward",
+}
+
+
+def label(key: str) -> str:
+    """The name of a metric as plain text, with its unit."""
+    return _NAMES.get(key, key)
