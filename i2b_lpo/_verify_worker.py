@@ -23,7 +23,6 @@ import json
 import math
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
@@ -327,27 +326,29 @@ WARM_UP = (
     r"\cos^2\alpha",
     r"-2\le x\le 7",
 )
-VARIABLE_AT_END = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{1,2}$")
 
 
 def compare(gold: str, answer: str) -> Outcome:
     r"""Ask math-verify, and check its yes.
 
-    math-verify 0.9 takes letters after a number for a unit (``3t`` = ``3h``): here only when the
-    gold answer ends in none. It also says yes to values closer than 1e-15 (``1/2^99 = 1/2^98``) and
-    to equations that both have no real solution: `refuted` and `_same_equation` say no.
+    Switched off in math-verify 0.9: units, because it takes the last letter of ``3t`` and ``3h`` for
+    one, and the search for other expressions in an answer that cannot be read as a whole. It also
+    says yes to values closer than 1e-15 (``1/2^99 = 1/2^98``) and to equations that both have no real
+    solution: there `refuted` and `_same_equation` say no.
     """
     math_verify = import_module("math_verify")
     normalization = import_module("latex2sympy2_extended").NormalizationConfig(
         basic_latex=True,
-        units=VARIABLE_AT_END.search(gold) is None,
+        units=False,
         malformed_operators=True,
         nits=True,
         boxed="last",
         equations=False,
     )
     config = math_verify.LatexExtractionConfig(
-        boxed_match_priority=0, normalization_config=normalization
+        try_extract_without_anchor=False,
+        boxed_match_priority=0,
+        normalization_config=normalization,
     )
 
     def parse(latex: str) -> Any:
@@ -428,7 +429,7 @@ def _same_equation(gold: Any, answer: Any) -> bool:
     sympy = import_module("sympy")
     symbols = sorted(gold.free_symbols, key=str)
     sides = (gold.lhs, gold.rhs, answer.lhs, answer.rhs)
-    if not symbols or not all(isinstance(side, sympy.Expr) for side in sides):
+    if not all(isinstance(side, sympy.Expr) for side in sides):
         return True
     ours, theirs = gold.lhs - gold.rhs, answer.lhs - answer.rhs
     if sympy.simplify(ours / theirs).is_number:  # one is a multiple of the other

@@ -55,7 +55,11 @@ def _parser() -> _Parser:
     for sub, output in ((tour, "runs/tour"), (train, None), (evaluate, None), (rollout, None)):
         sub.add_argument("--seed", type=int, default=0, help="source of all randomness (0)")
         sub.add_argument(
-            "--output", type=Path, default=output, metavar="DIR", required=sub is train,
+            "--output",
+            type=Path,
+            default=output,
+            metavar="DIR",
+            required=sub is train,
             help="folder to write to" + (f" ({output})" if output else ""),
         )
     for sub in (tour, train):
@@ -69,10 +73,17 @@ def _parser() -> _Parser:
         sub.add_argument("--top-p", type=float, default=1.0, help="(1.0)")
         sub.add_argument("--max-new-tokens", type=_positive, default=160, help="(160)")
     for sub in (train, evaluate, rollout):
-        sub.add_argument("--task", default=None if sub is train else "shop",
-                         help="shop, product, gsm8k, math, math500, aime24, or a .jsonl file")
-        sub.add_argument("--data", type=Path, metavar="DIR",
-                         help="local copy of a benchmark: a folder with train / test .jsonl")
+        sub.add_argument(
+            "--task",
+            default=None if sub is train else "shop",
+            help="shop, product, gsm8k, math, math500, aime24, or a .jsonl file",
+        )
+        sub.add_argument(
+            "--data",
+            type=Path,
+            metavar="DIR",
+            help="local copy of a benchmark: a folder with train / test .jsonl",
+        )
         sub.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     evaluate.add_argument("--questions", type=_positive, default=150, help="how many (150)")
     evaluate.add_argument("--samples", type=_positive, default=8, help="per question (8)")
@@ -177,9 +188,7 @@ def _rollout(arguments: argparse.Namespace) -> None:
     policy = load_policy(arguments.policy, device=arguments.device)
     output = _new_folder(arguments.output) if arguments.output else None
     generator = torch.Generator().manual_seed(arguments.seed)
-    traces = roll_out(
-        policy, [question], sampling, samples=arguments.samples, generator=generator
-    )
+    traces = roll_out(policy, [question], sampling, samples=arguments.samples, generator=generator)
     print(traces[0])
     for at, rollout in enumerate(traces[0].rollouts):
         print(f"\n[{at}] entropy in nats, token by token")
@@ -233,8 +242,11 @@ def _export(arguments: argparse.Namespace) -> None:
 
     source = Path(arguments.source)
     policy = source / "policy"
-    export(str(policy) if policy.is_dir() else arguments.source,
-           _new_folder(arguments.folder), run=source if policy.is_dir() else None)
+    export(
+        str(policy) if policy.is_dir() else arguments.source,
+        _new_folder(arguments.folder),
+        run=source if policy.is_dir() else None,
+    )
     print(arguments.folder)
 
 

@@ -113,9 +113,11 @@ class RunConfig:
         _need(self.questions >= 1, f"questions is {self.questions}; give at least 1.")
 
     def to_json(self) -> dict[str, Any]:
+        """All settings as a plain dict."""
         return dataclasses.asdict(self)
 
     def save(self, path: Path) -> None:
+        """Write all settings as JSON."""
         path.write_text(json.dumps(self.to_json(), indent=2) + "\n")
 
 

@@ -71,7 +71,7 @@ class Decoded:
         return steps < self.lengths[:, None]
 
 
-class _RoomyLayer(DynamicLayer):
+class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A cache layer with spare room, so that a step writes one column and copies nothing."""
 
     ROOM = 64  # columns added when the room is used up
@@ -83,16 +83,14 @@ class _RoomyLayer(DynamicLayer):
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if not self._has_room(end):
+            if not start:
+                self.lazy_initialization(key_states, value_states)
             batch, heads, _, size = key_states.shape
-            grown = []
-            for new, old in ((key_states, self.keys), (value_states, self.values)):
-                buffer = new.new_empty(batch, heads, end + self.ROOM, size)
-                if start:
-                    buffer[:, :, :start] = old
-                grown.append(buffer)
-            self._buffers = (grown[0], grown[1])
-            self.dtype, self.device, self.is_initialized = (
-                key_states.dtype, key_states.device, True)
+            shape = (batch, heads, end + self.ROOM, size)
+            self._buffers = key_states.new_empty(shape), value_states.new_empty(shape)
+            if start and self.keys is not None and self.values is not None:
+                self._buffers[0][:, :, :start] = self.keys
+                self._buffers[1][:, :, :start] = self.values
         assert self._buffers is not None
         keys, values = self._buffers
         keys[:, :, start:end] = key_states
@@ -155,7 +153,9 @@ def decode(
     have ended.
 
     Args:
+        policy: the policy to sample from.
         prompts: token ids, any lengths; none empty.
+        sampling: length limit, temperature and top-p.
         samples: continuations per prompt.
         generator: source of randomness; needed unless decoding is greedy.
         on_step: called after each step with (tokens decoded per row, rows still going).

@@ -43,8 +43,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class StrategyUse:
-    """One strategy: its share of all uses, how often its product was right, how often the whole
-    trace was right, and the number of uses (a trace of two products has two)."""
+    """How one strategy was used; a trace of two products has two uses.
+
+    Attributes:
+        share: of all uses.
+        product_right: share of its uses that gave the product's true value.
+        trace_right: share of its uses in traces with the right answer.
+        count: number of uses.
+    """
 
     share: float
     product_right: float
@@ -70,6 +76,7 @@ class EntropyProfile:
     fork_words: float
 
     def describe(self) -> str:
+        """The profile in two sentences."""
         low, middle, high = self.words
         return (
             f"Of {self.tokens} tokens (mean {self.mean:.3f} nat) {self.sure:.1%} lie below "
@@ -100,6 +107,7 @@ class Evaluation:
     strategies: dict[str, StrategyUse]
 
     def to_json(self) -> dict[str, Any]:
+        """All numbers as a plain dict."""
         return dataclasses.asdict(self)
 
     def table(self) -> str:
@@ -129,7 +137,7 @@ def entropy_profile(traces: Sequence[Trace], words: Collection[str]) -> EntropyP
     entropies = np.array([h for h, _ in pairs])
     at_words = np.array([is_word for _, is_word in pairs])
     if not at_words.any():
-        raise ValueError("No strategy word occurs in these traces; give traces of the bundled task.")
+        raise ValueError("No strategy word is in these traces; give traces of the bundled task.")
     low, middle, high = np.percentile(entropies[at_words], [10, 50, 90]).tolist()
     forks = entropies > FORK
     return EntropyProfile(
@@ -248,6 +256,16 @@ def evaluate(
     """Greedy decoding, then `samples` rollouts a question, and all metrics.
 
     A policy is evaluated without z (METHOD §0). Lengths are in tokens, entropy in nats.
+
+    Args:
+        policy: the policy to measure.
+        task: names the questions' task and labels their traces.
+        questions: what to ask.
+        sampling: of the sampled rollouts; greedy decoding takes its length limit.
+        samples: rollouts a question.
+        seed: of the sampling.
+        batch: rows decoded at a time.
+        progress: label of the progress bar.
 
     Returns:
         The metrics, and the sampled traces they were computed from.

@@ -14,6 +14,8 @@ def export(source: str, folder: Path, *, run: Path | None = None) -> None:
     """Copy the policy `source` (bundled name or folder) to `folder` and write its `README.md`.
 
     Args:
+        source: bundled name, folder or hub name of the policy.
+        folder: an existing folder to write to.
         run: the folder of the run that trained it; its settings and last metrics go on the card.
 
     Raises:
@@ -22,18 +24,34 @@ def export(source: str, folder: Path, *, run: Path | None = None) -> None:
     policy = load_policy(source)
     save_policy(policy, folder)
     lines = ["---", "library_name: transformers", "tags: [i2b-lpo, grpo]", "---", ""]
-    lines += [f"# {folder.name}", "", "Written by i2b-lpo, an independent reconstruction of "
-              "I²B-LPO (arXiv 2601.05870).", ""]
+    lines += [
+        f"# {folder.name}",
+        "",
+        "Written by i2b-lpo, an independent reconstruction of I²B-LPO (arXiv 2601.05870).",
+        "",
+    ]
     if run is None:
         lines += [f"A copy of `{source}`.", ""]
     else:
         config = json.loads((run / "config.json").read_text())
         steps = (run / "metrics.jsonl").read_text().splitlines()
-        lines += ["## Training", "", f"Started from `{config['policy']}`, task `{config['task']}`, "
-                  f"{len(steps)} steps, seed {config['seed']}.", ""]
+        lines += [
+            "## Training",
+            "",
+            f"Started from `{config['policy']}`, task `{config['task']}`, "
+            f"{len(steps)} steps, seed {config['seed']}.",
+            "",
+        ]
         lines += ["```json", json.dumps(config, indent=2), "```", "", "Last step:", ""]
         lines += ["```json", steps[-1] if steps else "{}", "```", ""]
-    lines += ["## Use", "", "```python", "from transformers import AutoModelForCausalLM, "
-              "AutoTokenizer", f'model = AutoModelForCausalLM.from_pretrained("{folder.name}")',
-              f'tokenizer = AutoTokenizer.from_pretrained("{folder.name}")', "```", ""]
+    lines += [
+        "## Use",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f'model = AutoModelForCausalLM.from_pretrained("{folder.name}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{folder.name}")',
+        "```",
+        "",
+    ]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

@@ -19,7 +19,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from i2b_lpo.trace import Question
 
-__all__ = ["BOXED_INSTRUCTION", "BUNDLED", "Policy", "asset_path", "load_policy", "make_policy", "save_policy"]
+__all__ = [
+    "BOXED_INSTRUCTION",
+    "BUNDLED",
+    "Policy",
+    "asset_path",
+    "load_policy",
+    "make_policy",
+    "save_policy",
+]
 
 BUNDLED = {
     "tiny-base": "the bundled policy before reinforcement learning",
@@ -52,6 +60,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
+        """Where the model lives."""
         return torch.device(self.model.device)
 
     def prompt_ids(self, question: str) -> list[int]:
@@ -109,7 +118,9 @@ def load_policy(
     Args:
         name: `tiny-base`, `tiny-grpo`, a folder in Hugging Face format, or e.g.
             `Qwen/Qwen2.5-0.5B-Instruct`.
-        dtype: default float32 on a CPU (bundled weights are stored in bfloat16), bfloat16 elsewhere.
+        device: where to put it.
+        dtype: default float32 on a CPU (also for the bundled weights, stored in bfloat16), else
+            bfloat16.
         instruction: default none for the bundled policies, `BOXED_INSTRUCTION` for all others.
 
     Raises:
@@ -122,8 +133,10 @@ def load_policy(
     if bundled:
         _check_sums(source)
     elif not source.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise ValueError(f"No folder {name}; give an existing folder, a hub name, or a bundled "
-                         f"policy ({', '.join(BUNDLED)}).")
+        raise ValueError(
+            f"No folder {name}; give an existing folder, a hub name, or a bundled policy "
+            f"({', '.join(BUNDLED)})."
+        )
     where = str(source) if source.is_dir() else name
     try:
         config = AutoConfig.from_pretrained(where)
@@ -141,7 +154,7 @@ def load_policy(
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     tokenizer = AutoTokenizer.from_pretrained(where)
-    model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True)
     if instruction is None:
         instruction = "" if bundled else BOXED_INSTRUCTION
     return make_policy(model.to(device).eval(), tokenizer, name=name, instruction=instruction)
@@ -156,8 +169,10 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
 def make_policy(model: Any, tokenizer: Any, *, name: str, instruction: str = "") -> Policy:
     """Wrap a loaded model and tokenizer; raises ValueError where one lacks what is needed."""
     if tokenizer.chat_template is None:
-        raise ValueError(f"The tokenizer of {name} has no chat template; use an instruct model, or "
-                         "set tokenizer.chat_template before training.")
+        raise ValueError(
+            f"The tokenizer of {name} has no chat template; use an instruct model, or "
+            "set tokenizer.chat_template before training."
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError(f"The tokenizer of {name} has no end token; set tokenizer.eos_token.")
     if len(tokenizer) > model.get_output_embeddings().weight.shape[0]:

@@ -1,12 +1,13 @@
-"""Teach a small policy the bundled task from scratch, by next-token prediction on written solutions.
+"""Teach a small policy the bundled task from scratch, by next-token prediction.
 
-The step before reinforcement learning. It makes the bundled base policy (`scripts/`), and lets a
-learner train the single-product warm-up in minutes. Left out on purpose: packing, mixed precision,
-compilation, several devices: 0.8M parameters on a CPU need none of them.
+It learns from written solutions: the step before reinforcement learning. It makes the bundled base
+policy (`scripts/`), and lets a learner train the single-product warm-up in minutes. Left out on
+purpose: packing, mixed precision, compilation, several devices: 0.8M parameters on a CPU need none.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ class PretrainConfig:
         steps, tokens: optimizer steps, and tokens (prompt and solution) in each.
         muon_lr: learning rate of the matrices (torch.optim.Muon).
         adamw_lr: learning rate of embeddings and norms.
+        habit_from: share of the steps after which solutions choose strategies by habit (their
+            shares); before, each equally often. So the policy can do what it seldom does.
         warmup, decay: shares of the steps with rising and falling rate; constant between.
     """
 
@@ -57,23 +60,28 @@ class PretrainConfig:
     tokens: int = 2300
     muon_lr: float = 2e-2
     adamw_lr: float = 2e-3
+    habit_from: float = 0.6
     warmup: float = 0.02
     decay: float = 0.3
     seed: int = 0
 
 
-def _examples(config: PretrainConfig) -> Iterator[tuple[str, str]]:
-    """Endless (question, solution) pairs of the train split."""
-    rng = random.Random(config.seed)
+def _examples(config: PretrainConfig, rng: random.Random) -> Iterator[tuple[str, str, str]]:
+    """Endless (question, any solution, solution by habit) of the train split."""
     shop, product = shop_questions("train", rng), product_questions("train", rng)
     while True:
         question = next(shop if rng.random() < config.shop_share else product)
-        yield question.text, write_solution(parse_problem(question.text), rng)
+        problem = parse_problem(question.text)
+        yield (
+            question.text,
+            write_solution(problem, rng, by_habit=False),
+            write_solution(problem, rng),
+        )
 
 
 def build_tokenizer(config: PretrainConfig, vocab_size: int = 420) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in Qwen's manner: each word of the task is one token, any text can be written."""
-    examples = _examples(config)
+    """Byte-level BPE in Qwen's manner: a word of the task is one token, any text can be written."""
+    examples = _examples(config, random.Random(config.seed))
     texts = [text for _ in range(3000) for text in ("user\n", "assistant\n", *next(examples))]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -90,7 +98,7 @@ def build_tokenizer(config: PretrainConfig, vocab_size: int = 420) -> PreTrained
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
@@ -120,33 +128,40 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> Qwen3Fo
     return Qwen3ForCausalLM(config)
 
 
+def _documents(
+    tokenizer: PreTrainedTokenizerFast, config: PretrainConfig, rng: random.Random
+) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    """Token ids of (prompt, any solution, solution by habit)."""
+    for question, anyhow, habitual in _examples(config, rng):
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
+        )
+        head, *tails = (
+            tokenizer.encode(text, add_special_tokens=False)
+            for text in (prompt, anyhow + tokenizer.eos_token, habitual + tokenizer.eos_token)
+        )
+        yield head, tails[0], tails[1]
+
+
 def _batches(
     tokenizer: PreTrainedTokenizerFast, config: PretrainConfig
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Right-padded (ids, labels), both (B, T); documents of like length share a batch."""
-    examples = _examples(config)
     rng = random.Random(config.seed)
+    documents = _documents(tokenizer, config, rng)
+    step = 0
     while True:
-        documents = []
-        for _ in range(512):
-            question, solution = next(examples)
-            messages = [{"role": "user", "content": question}]
-            prompt = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False
-            )
-            head = tokenizer.encode(prompt, add_special_tokens=False)
-            tail = tokenizer.encode(solution + tokenizer.eos_token, add_special_tokens=False)
-            documents.append((head, tail))
-        documents.sort(key=lambda d: len(d[0]) + len(d[1]))
-        groups, group = [], []
-        for document in documents:
+        by_habit = step >= config.habit_from * config.steps
+        pool = [(d[0], d[2] if by_habit else d[1]) for d in itertools.islice(documents, 512)]
+        pool.sort(key=lambda d: len(d[0]) + len(d[1]))
+        groups: list[list[tuple[list[int], list[int]]]] = [[]]
+        for document in pool:
             # Sorted, so this document is the longest of its group.
-            width = len(document[0]) + len(document[1])
-            if (len(group) + 1) * width > config.tokens:
-                groups.append(group)
-                group = []
-            group.append(document)
-        rng.shuffle(groups)  # the unfinished last group is dropped
+            if (len(groups[-1]) + 1) * (len(document[0]) + len(document[1])) > config.tokens:
+                groups.append([])
+            groups[-1].append(document)
+        groups.pop()  # it isn't full
+        rng.shuffle(groups)
         for group in groups:
             width = max(len(head) + len(tail) for head, tail in group)
             ids = torch.full((len(group), width), tokenizer.pad_token_id)
@@ -156,6 +171,7 @@ def _batches(
                 ids[row, :end] = torch.tensor(head + tail)
                 labels[row, len(head) : end] = torch.tensor(tail)
             yield ids, labels
+            step += 1
 
 
 def pretrain(
@@ -196,7 +212,7 @@ def pretrain(
         loss = F.cross_entropy(logits, wanted[wanted != -100])
         if not loss.isfinite():
             raise FloatingPointError(f"Loss is {loss.item()} at step {step}; lower the rates.")
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
             optimizer.step()
@@ -205,5 +221,5 @@ def pretrain(
         losses.append(loss.item())
         if report is not None and (step + 1) % every == 0:
             report(step + 1, sum(losses[-every:]) / every)
-    model.eval()
+    model.train(False)
     return losses

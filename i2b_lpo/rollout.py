@@ -28,6 +28,11 @@ def roll_out(
     """Sample `samples` verified rollouts for each question.
 
     Args:
+        policy: the policy to sample from.
+        questions: what to ask; their answers are what the rollouts are verified against.
+        sampling: length limit, temperature and top-p.
+        samples: rollouts a question.
+        generator: source of randomness; needed unless decoding is greedy.
         batch: rows decoded at a time (at least one question's samples); it bounds the memory.
         on_batch: called after each batch with the number of questions it finished.
 

@@ -26,8 +26,18 @@ from i2b_lpo.train import train
 
 __all__ = ["tour"]
 
-SHOWN = ("greedy", "pass@1", "pass@8", "maj@8", "entropy", "distinct strategies", "distinct-4",
-         "1-self-BLEU", "length", "rep-4")
+SHOWN = (
+    "greedy",
+    "pass@1",
+    "pass@8",
+    "maj@8",
+    "entropy",
+    "distinct strategies",
+    "distinct-4",
+    "1-self-BLEU",
+    "length",
+    "rep-4",
+)
 EVALUATION_SEED = 20_000  # never a training seed, the same before and after
 
 
@@ -45,8 +55,13 @@ def tour(output: Path, *, seed: int = 0, steps: int | None = None) -> Path:
 
     def measured(name: str) -> tuple[Evaluation, list[Trace]]:
         result, traces = evaluate(
-            policy, task, questions, sampling=sampling, samples=config.evaluation.samples,
-            seed=EVALUATION_SEED, progress=f"evaluate {name}",
+            policy,
+            task,
+            questions,
+            sampling=sampling,
+            samples=config.evaluation.samples,
+            seed=EVALUATION_SEED,
+            progress=f"evaluate {name}",
         )
         (output / f"{name}.json").write_text(json.dumps(result.to_json()) + "\n")
         write_traces(output / f"traces_{name}.jsonl", traces)

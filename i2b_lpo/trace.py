@@ -32,7 +32,7 @@ class Question:
 class Rollout:
     """One trajectory `o` for a question, token by token.
 
-    All per-token fields have one entry for each of the T new tokens, the closing end token included.
+    All per-token fields have one entry for each of the T new tokens, end token included.
 
     Attributes:
         ids: token ids, length T.
@@ -92,14 +92,10 @@ class Trace:
             ValueError: a field is missing or unknown.
         """
         try:
-            rollouts = tuple(
-                Rollout(**{k: tuple(v) if isinstance(v, list) else v for k, v in r.items()})
-                for r in data["rollouts"]
-            )
-            rest = {k: v for k, v in data.items() if k not in ("question", "prompt_ids", "rollouts")}
-            return cls(
-                Question(**data["question"]), tuple(data["prompt_ids"]), rollouts, **rest
-            )
+            rollouts = tuple(_rollout(row) for row in data["rollouts"])
+            done = ("question", "prompt_ids", "rollouts")
+            rest = {k: v for k, v in data.items() if k not in done}
+            return cls(Question(**data["question"]), tuple(data["prompt_ids"]), rollouts, **rest)
         except (KeyError, TypeError) as error:
             raise ValueError(f"Not a saved trace: {error}; write one with write_traces.") from error
 
@@ -116,6 +112,12 @@ class Trace:
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def _rollout(row: dict[str, Any]) -> Rollout:
+    # JSON has no tuples.
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    return Rollout(**fields)
 
 
 def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:

@@ -277,6 +277,8 @@ def _stage_one(gold: _Form, answer: _Form) -> bool | None:
         ours, theirs = clocks[0].groups(), clocks[1].groups()
         same_time = [int(part or 0) for part in ours[:3]] == [int(part or 0) for part in theirs[:3]]
         return same_time and (ours[3] == theirs[3] or not (ours[3] and theirs[3]))
+    if _DROPPED.findall(gold.text) != _DROPPED.findall(answer.text):
+        return False
     return None
 
 
@@ -317,9 +319,15 @@ _FONT = re.compile(
 _AND = re.compile(r"\s*(?:\\text\{[\s,;]*(?:and|or)\s*\}|,?\s(?:and|or)(?=\s))\s*")
 _HALF_DAY = re.compile(r"\s*(?:\\text\{\s*)?([ap])\.?\s?m\b\.?\s*\}?$", re.IGNORECASE)
 _UNIT = re.compile(r"(?<=[\w)}\]%])\\text\{([^{}]*)\}(?:\^(?:\d|\{\d\}))?$")
-_WORDS_AT_END = re.compile(r"(?<=[ }%])[A-Za-z]{3,}[A-Za-z. ]*$")
+_BARE_UNIT = re.compile(
+    r"(?:(?<=[\d }%])(?:[mck]m|[mk]?g|m[lL]|ft|lbs?|oz|hrs?|min|mph|sq)\b"
+    r"|(?<=[ }%])[A-Za-z]{3,})[A-Za-z. ]*(?:\^(?:\d|\{\d\}))?$"
+)
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _SCALES |= {"trillion": 10**12, "dozen": 12}
+_PLAIN_TEXT = re.compile(r"(?=[^A-Za-z]*[A-Za-z])(?!-)[A-Za-z0-9 ,.;:()'&-]*")
+# Marks that the parser of stage 2 passes over in silence.
+_DROPPED = re.compile(r"(?<=[\d)}])_(?:\w|\{\w*\})|'")
 _NAME = re.compile(r"([A-Za-z]|\\[a-z]+)((?:_(?:\w|\{\w+\}))?)(?:=|\\approx)(?=[^=])")
 _BASE = re.compile(r"(-?\d+)_(?:(\d)|\{(\d+)\})")
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?([ap]m)?")
@@ -402,6 +410,7 @@ def _unified(answer: str) -> str:
         text = _GROUP_COMMA.sub(lambda match: match[0].replace(",", ""), text)
     text = _GAP.sub(" ", text)
     text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
+    text = re.sub(r"\\frac\s*\\pi(?![A-Za-z])\s*", r"\\frac{\\pi}", text)
     text = _FONT.sub(r"\\text", text)
     text = re.sub(r"\\text\{([^{}A-Za-z\\]*)\}", r"\1", text)
     text = _AND.sub(",", text)
@@ -420,7 +429,7 @@ def _unified(answer: str) -> str:
 
 def _split_unit(text: str) -> tuple[str, str, list[str]]:
     # → the text for stage 2, what stands before the unit, and the unit's words, "\text" among them.
-    unit = _UNIT.search(text) or _WORDS_AT_END.search(text)
+    unit = _UNIT.search(text) or _BARE_UNIT.search(text)
     if unit is None or not re.search(r"\d|\\pi", text[: unit.start()]):
         return text, text, []
     words = re.findall(r"\\?[a-z]+", unit[0].lower())
@@ -432,7 +441,7 @@ def _split_unit(text: str) -> tuple[str, str, list[str]]:
 
 def _words(text: str) -> tuple[tuple[str, ...] | None, bool]:
     plain = re.sub(r"\\text(?=\{)|[{}]", "", text)
-    if not re.fullmatch(r"[A-Za-z0-9 ,.;:()'&-]*[A-Za-z][A-Za-z0-9 ,.;:()'&-]*", plain):
+    if not _PLAIN_TEXT.fullmatch(plain):
         return None, False
     words = re.findall(r"[a-z0-9]+", plain.lower())
     if "," in plain and all(len(word) == 1 for word in words):

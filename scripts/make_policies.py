@@ -18,6 +18,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+
 from i2b_lpo.config import preset
 from i2b_lpo.decode import Sampling
 from i2b_lpo.evaluate import entropy_profile, evaluate
@@ -125,8 +126,9 @@ over questions].
 {training}```
 """
     (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / "evaluation.json").write_text(json.dumps(
-        {k: v for k, v in result.to_json().items() if k != "values"}, indent=1) + "\n")
+    (folder / "evaluation.json").write_text(
+        json.dumps({k: v for k, v in result.to_json().items() if k != "values"}, indent=1) + "\n"
+    )
 
 
 def main() -> None:

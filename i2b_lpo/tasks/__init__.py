@@ -1,8 +1,7 @@
 """Questions with verified answers: the bundled task and the public benchmarks, behind one name.
 
-    >>> task = load_task("shop")
-    >>> task.questions("validation", 1, seed=0)[0].task
-    'shop'
+>>> load_task("shop").questions("validation", 1, seed=0)[0].task
+'shop'
 """
 
 from __future__ import annotations
@@ -24,7 +23,9 @@ __all__ = ["BENCHMARKS", "GeneratedTask", "ListTask", "Task", "load_task", "own_
 class Task(Protocol):
     """Where questions come from. Nothing here is stateful: a batch is a function of its step."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called on the command line."""
 
     def questions(self, split: str, count: int, *, seed: int) -> list[Question]:
         """`count` different questions of a split, the same ones for the same seed."""
@@ -44,6 +45,7 @@ class GeneratedTask:
     stream: Callable[[str, random.Random], Iterator[Question]]
 
     def questions(self, split: str, count: int, *, seed: int) -> list[Question]:
+        """See `Task.questions`."""
         found: dict[str, Question] = {}
         for question in self.stream(split, random.Random(f"{self.name}/{split}/{seed}")):
             if len(found) == count:
@@ -52,10 +54,12 @@ class GeneratedTask:
         return list(found.values())
 
     def batch(self, step: int, size: int, *, seed: int) -> list[Question]:
+        """See `Task.batch`."""
         stream = self.stream("train", random.Random(f"{self.name}/train/{seed}/{step}"))
         return [next(stream) for _ in range(size)]
 
     def label(self, question: Question, text: str) -> Labels | None:
+        """See `Task.label`."""
         return label(parse_problem(question.text), text)
 
 
@@ -73,6 +77,7 @@ class ListTask:
         return self.splits[split]
 
     def questions(self, split: str, count: int, *, seed: int) -> list[Question]:
+        """See `Task.questions`; ValueError if the split holds fewer."""
         rows = self._split(split)
         if count > len(rows):
             raise ValueError(
@@ -82,6 +87,7 @@ class ListTask:
         return random.Random(f"{self.name}/{split}/{seed}").sample(rows, count)
 
     def batch(self, step: int, size: int, *, seed: int) -> list[Question]:
+        """See `Task.batch`: each epoch in its own order."""
         rows = self._split("train")
         chosen = []
         for position in range(step * size, (step + 1) * size):
@@ -92,6 +98,7 @@ class ListTask:
         return chosen
 
     def label(self, question: Question, text: str) -> Labels | None:
+        """See `Task.label`."""
         return None
 
 
@@ -113,6 +120,14 @@ class Benchmark:
     config: str | None = None
 
 
+def _asked(row: Mapping[str, Any]) -> str:
+    return str(row["question"])
+
+
+def _gsm8k_answer(row: Mapping[str, Any]) -> str:
+    return gsm8k_gold(str(row["answer"]))
+
+
 def _problem(row: Mapping[str, Any]) -> str:
     return str(row["problem"])
 
@@ -120,7 +135,7 @@ def _problem(row: Mapping[str, Any]) -> str:
 BENCHMARKS: dict[str, dict[str, Benchmark]] = {
     # split by our name → where it is on the Hugging Face hub
     "gsm8k": {
-        split: Benchmark("openai/gsm8k", split, lambda r: str(r["question"]), lambda r: gsm8k_gold(str(r["answer"])), "main")
+        split: Benchmark("openai/gsm8k", split, _asked, _gsm8k_answer, "main")
         for split in ("train", "test")
     },
     "math": {
@@ -142,7 +157,9 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
             else [json.loads(line) for line in text.split("\n") if line.strip()]
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"Can't read {path} as JSON: {error}; give a .json or .jsonl file.") from error
+        raise ValueError(
+            f"Can't read {path} as JSON ({error}); give a .json or .jsonl file."
+        ) from error
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path} holds no list of questions; give one JSON object a question.")
     return rows
@@ -194,7 +211,9 @@ def load_task(name: str, *, path: str | Path | None = None) -> Task:
     file = Path(name).expanduser()
     if file.suffix in (".json", ".jsonl"):
         own = Benchmark(
-            "", "train", lambda r: str(r["question"] if "question" in r else r["problem"]),
+            "",
+            "train",
+            lambda r: str(r["question"] if "question" in r else r["problem"]),
             lambda r: str(r["answer"]),
         )
         listed = [_question(file.stem, i, row, own) for i, row in enumerate(_read_rows(file))]

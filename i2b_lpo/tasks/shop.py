@@ -1,4 +1,4 @@
-"""The bundled task: shopping sentences whose answer is reached by a chain of named strategies.
+r"""The bundled task: shopping sentences whose answer is reached by a chain of named strategies.
 
 ``Mia buys 23 pens at $14 and 37 cups at $6. What is the cost?`` holds two products. A solution
 solves each by a strategy that one word opens, then combines them::
@@ -12,7 +12,7 @@ solves each by a strategy that one word opens, then combines them::
     3*6=18
     240-18=222
     322+222=544
-    \\boxed{544}
+    \boxed{544}
 
 A strategy is one generator. It yields each line's left side and is sent the line's value: the
 *writer* sends the true value, the *labeller* sends what the trace states. So the solutions a policy
@@ -53,8 +53,8 @@ NAMES = ("Mia", "Tom", "Ana", "Leo")
 ITEMS = ("pens", "cups", "hats", "bags", "toys", "maps")
 SPLITS = ("train", "validation", "test")
 QUANTITIES = range(12, 100)
-SMALL_PRICES = range(3, 10)
-LARGE_PRICES = range(12, 100)
+LOW_PRICES = range(4, 20)
+HIGH_PRICES = range(20, 100)
 
 
 # --- strategies ---------------------------------------------------------------------------------
@@ -129,6 +129,7 @@ class Problem:
 
     @property
     def answer(self) -> int:
+        """The verified answer a."""
         values = [a * b for a, b in self.products]
         if len(values) == 1:
             return values[0]
@@ -136,12 +137,12 @@ class Problem:
 
     @property
     def level(self) -> int:
-        """1 + the number of two-digit prices: 1 … 3 (shop), 1 … 2 (product)."""
-        return 1 + sum(price > 9 for _, price in self.products)
+        """1 + the number of high prices: 1 … 3 (shop), 1 … 2 (product)."""
+        return 1 + sum(price in HIGH_PRICES for _, price in self.products)
 
     @property
     def split(self) -> str:
-        """train / validation / test by identity: names, items and order of factors don't count."""
+        """Train, validation or test by identity: names, items and order of factors don't count."""
         pairs = [tuple(sorted(pair)) for pair in self.products]
         if self.operator == "+":
             pairs.sort()
@@ -187,7 +188,7 @@ def _question(task: str, text: str, problem: Problem) -> Question:
 
 
 def _draw_shop(rng: random.Random, level: int) -> tuple[str, Problem]:
-    prices = [SMALL_PRICES] * (3 - level) + [LARGE_PRICES] * (level - 1)
+    prices = [LOW_PRICES] * (3 - level) + [HIGH_PRICES] * (level - 1)
     rng.shuffle(prices)
     products = [(rng.choice(QUANTITIES), rng.choice(price)) for price in prices]
     name, (one, two) = rng.choice(NAMES), rng.sample(ITEMS, 2)
@@ -204,7 +205,7 @@ def _draw_shop(rng: random.Random, level: int) -> tuple[str, Problem]:
 
 
 def _draw_product(rng: random.Random, level: int) -> tuple[str, Problem]:
-    price = SMALL_PRICES if level == 1 else LARGE_PRICES
+    price = LOW_PRICES if level == 1 else HIGH_PRICES
     a, b = rng.choice(QUANTITIES), rng.choice(price)
     return f"What is {a}*{b}?", Problem(((a, b),), "+")
 
@@ -245,22 +246,28 @@ def _calculate(left: int, operator: str, right: int) -> int:
     return {"+": left + right, "-": left - right, "*": left * right}[operator]
 
 
-def _choose(a: int, b: int, rng: random.Random) -> tuple[str, int, int]:
-    """A strategy by its share among those that apply, then one of the factors it applies to."""
+def _choose(a: int, b: int, rng: random.Random, by_habit: bool) -> tuple[str, int, int]:
+    """A strategy among those that apply, then one of the factors it applies to."""
     factors = {
         name: [(k, p) for k, p in ((a, b), (b, a)) if strategy.applies(k, p)]
         for name, strategy in STRATEGIES.items()
     }
     names = [name for name, found in factors.items() if found]
-    name = rng.choices(names, [STRATEGIES[n].share for n in names])[0]
+    name = rng.choices(names, [STRATEGIES[n].share if by_habit else 1 for n in names])[0]
     return name, *rng.choice(factors[name])
 
 
-def write_solution(problem: Problem, rng: random.Random) -> str:
-    """A right solution of `problem` with randomly chosen strategies."""
+def write_solution(problem: Problem, rng: random.Random, *, by_habit: bool = True) -> str:
+    """A right solution of `problem` with randomly chosen strategies.
+
+    Args:
+        problem: the numbers.
+        rng: source of randomness.
+        by_habit: choose strategies by their `share`; otherwise each that applies equally often.
+    """
     lines: list[str] = []
     for a, b in problem.products:
-        name, keep, part = _choose(a, b, rng)
+        name, keep, part = _choose(a, b, rng, by_habit)
         derive = STRATEGIES[name].derive
         if derive is None:
             lines.append(f"{name} {a * b}")
@@ -294,7 +301,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Use:
-    """A strategy used for a product; `right`: followed to its end, with the product's true value."""
+    """A strategy used for a product; `right`: followed to its end and the value is true."""
 
     strategy: str
     right: bool
@@ -302,8 +309,13 @@ class Use:
 
 @dataclass(frozen=True)
 class Labels:
-    """What a trace did: a strategy for each product in order, its lines, and whether it has the
-    full form (a strategy for every product, each followed to its end, and a closing box)."""
+    """What a trace did.
+
+    Attributes:
+        uses: the strategy of each product, in order.
+        steps: its lines.
+        well_formed: every product has a strategy that is followed to its end, and a box closes.
+    """
 
     uses: tuple[Use, ...]
     steps: tuple[Step, ...]
@@ -375,7 +387,9 @@ def label(problem: Problem, text: str) -> Labels:
             uses.append(Use(name, right=False))
             break
     if len(values) == len(problem.products):
-        final = values[0] if len(values) == 1 else follow((values[0], problem.operator, values[1]))
+        final: int | None = values[0]
+        if len(values) == 2:
+            final = follow((values[0], problem.operator, values[1]))
         box = _BOX.fullmatch(lines[at]) if final is not None and at < len(lines) else None
         if box:
             at += 1

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
+from plotly.colors import get_colorscale, sample_colorscale
 
 from i2b_lpo.views import markup
 from i2b_lpo.views.text import visible
@@ -50,8 +50,8 @@ FORK = 0.7  # nat; a token above it counts as a fork in every figure
 SANS = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 MONO = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 
-SEQUENTIAL = "Viridis"
-DIVERGING = [
+SEQUENTIAL: list[list[Any]] = get_colorscale("Viridis")
+DIVERGING: list[list[Any]] = [
     [0.0, "#8C510A"], [0.25, "#D8B365"], [0.5, "#FFFFFF"], [0.75, "#5AB4AC"], [1.0, "#01665E"]
 ]  # fmt: skip
 
@@ -84,8 +84,7 @@ STYLES: dict[str, Style] = {
 """Okabe–Ito. The same colour means the same thing in every notebook."""
 
 _ALIASES = {"before": "base", "grpo": "GRPO", "i2b": "I²B-LPO", "lpo": "I²B-LPO", "i²b": "I²B-LPO"}
-_OTHERS = (Style("#000000"), Style("#56B4E9", "diamond", "dash", "."),
-           Style("#8A8A8A", "square", "dot", "-"))  # fmt: skip
+_OTHERS = (Style("#000000"), Style("#56B4E9", "diamond", "dash", "."))
 _SYMBOLS = ("circle", "diamond", "square", "x", "triangle-up", "cross", "star", "hexagon")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _HATCHES = ("", ".", "-", "|", "x", "+")
@@ -128,7 +127,7 @@ def _free(wanted: str, choices: tuple[str, ...], taken: list[str]) -> str:
     return min((wanted, *choices), key=taken.count)
 
 
-def shade(share: float, scale: Any = SEQUENTIAL) -> str:
+def shade(share: float, scale: list[list[Any]] = SEQUENTIAL) -> str:
     """The colour at `share` of a scale; beyond its ends, the end's colour.
 
     Example:

@@ -58,7 +58,7 @@ def training_curves(records: Records | Mapping[str, Records], *, keys: Sequence[
             line = {
                 "x": [row.get("step", i) for i, row in enumerate(run)],
                 "name": escape(name, 24),
-                "legendgroup": name,
+                "legendgroup": escape(name),
                 "mode": "lines",
                 **cell,
             }

@@ -163,7 +163,7 @@ def _marks(
             x=[cell["mean"] for _, cell in cells],
             mode="markers",
             name=escape(name, 40),
-            legendgroup=name,
+            legendgroup=escape(name),
             showlegend=row == col == 1,
             marker={
                 "color": style.colour,
@@ -234,7 +234,7 @@ def strategy_shares(evaluations: Evaluations) -> View:
             "orientation": "h",
             "width": thick * 0.9,
             "name": escape(policy, 40),
-            "legendgroup": policy,
+            "legendgroup": escape(policy),
             "textposition": "outside",
             "textfont": {"size": 12},
             "cliponaxis": False,

@@ -44,6 +44,7 @@ pre { background: #f6f6f6; padding: .75rem; border-radius: 6px; overflow-x: auto
 @media (max-width: 40rem) { table { min-width: 36rem; } }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
+  h2, h3 { break-after: avoid; }
   figure, table, pre { break-inside: avoid; }
   .scroll { overflow: visible; }
   .plot { min-width: 0; }

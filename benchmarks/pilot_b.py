@@ -1,0 +1,158 @@
+"""Pilot B (METHOD §8): under GRPO accuracy flattens early; do length and repetition keep growing?
+
+    python benchmarks/pilot_b.py run --seed 0     # 10 min on one core; once for each seed
+    python benchmarks/pilot_b.py report           # benchmarks/results/pilot_b.{json,md}
+
+Trains the bundled base policy and measures it on validation questions on the way. Every number of
+the report is read from the runs' files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from dataclasses import asdict, replace
+from datetime import date
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from i2b_lpo.config import preset
+from i2b_lpo.decode import Sampling
+from i2b_lpo.evaluate import evaluate
+from i2b_lpo.policy import load_policy
+from i2b_lpo.tasks import load_task
+from i2b_lpo.train import Learner, StepRecord, train
+
+STEPS, EVERY, QUESTIONS = 250, 25, 150
+RUNS, RESULTS = Path("runs/pilot_b"), Path(__file__).parent / "results"
+SHOWN = (
+    "pass@1", "pass@8", "maj@8", "greedy", "entropy", "distinct strategies", "distinct-4",
+    "length", "rep-4", "well-formed",
+)  # fmt: skip
+
+
+def run(seed: int) -> None:
+    """Train one seed; `measured.jsonl` gets one line per evaluation."""
+    config = replace(preset("tiny"), steps=STEPS, seed=seed)
+    policy, task = load_policy(config.policy), load_task(config.task)
+    questions = task.questions("validation", QUESTIONS, seed=0)
+    output = RUNS / f"seed{seed}"
+    output.mkdir(parents=True, exist_ok=True)
+    file = (output / "measured.jsonl").open("w")
+
+    def measure(step: int) -> None:
+        result, _ = evaluate(
+            policy,
+            task,
+            questions,
+            sampling=Sampling(config.rollout.max_new_tokens),
+            seed=20_000,
+            progress=f"seed {seed}, after {step} steps",
+        )
+        metrics = {name: asdict(interval) for name, interval in result.metrics.items()}
+        strategies = {name: use.share for name, use in result.strategies.items()}
+        line = {"step": step, "metrics": metrics, "strategies": strategies}
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+
+    def on_step(learner: Learner, record: StepRecord) -> None:
+        done = int(record.metrics["step"]) + 1
+        if done % EVERY == 0:
+            learner.policy.model.eval()
+            measure(done)
+
+    measure(0)
+    train(config, policy, task, output=output, on_step=on_step)
+    file.close()
+
+
+def report() -> None:
+    """Gather the seeds into one JSON file and one page of Markdown."""
+    runs: dict[str, Any] = {}
+    for folder in sorted(RUNS.glob("seed*")):
+        lines = (folder / "measured.jsonl").read_text().splitlines()
+        steps = (folder / "metrics.jsonl").read_text().splitlines()
+        runs[folder.name] = {
+            "config": json.loads((folder / "config.json").read_text()),
+            "measured": [json.loads(line) for line in lines],
+            "training": [json.loads(line) for line in steps],
+        }
+    if len(runs) < 3:
+        raise SystemExit(f"Pilot B needs 3 seeds, {RUNS} holds {len(runs)}; run the others first.")
+    where = {
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one torch thread a run",
+        "torch": torch.__version__,
+    }
+    (RESULTS / "pilot_b.json").write_text(json.dumps({"environment": where, "runs": runs}) + "\n")
+
+    def mean(name: str, at: int) -> float:
+        return fmean(r["measured"][at]["metrics"][name]["mean"] for r in runs.values())
+
+    points = [m["step"] for m in next(iter(runs.values()))["measured"]]
+    rows = [
+        f"| {step} | " + " | ".join(f"{mean(name, at):.3f}" for name in SHOWN) + " |"
+        for at, step in enumerate(points)
+    ]
+    spread = [
+        f"| {name} | "
+        + " | ".join(
+            "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**r["measured"][-1]["metrics"][name])
+            for r in runs.values()
+        )
+        + " |"
+        for name in SHOWN
+    ]
+    shares = [
+        f"| {name} | "
+        + " | ".join(f"{r['measured'][-1]['strategies'].get(name, 0):.3f}" for r in runs.values())
+        + " |"
+        for name in runs["seed0"]["measured"][0]["strategies"]
+    ]
+    text = f"""# Pilot B: GRPO on the bundled task
+
+{where["date"]}, {where["machine"]}, torch {where["torch"]}. {len(runs)} seeds × {STEPS} steps,
+preset `tiny`; {QUESTIONS} validation questions × 8 samples at temperature 1, entropy in nats,
+length in tokens. Repeat it with `benchmarks/pilot_b.py`.
+
+## Mean of the seeds
+
+| step | {" | ".join(SHOWN)} |
+|{"---|" * (len(SHOWN) + 1)}
+{chr(10).join(rows)}
+
+## Each seed at the end, with 95 % bootstrap intervals over questions
+
+| | {" | ".join(runs)} |
+|{"---|" * (len(runs) + 1)}
+{chr(10).join(spread)}
+
+## Share of each strategy at the end
+
+| | {" | ".join(runs)} |
+|{"---|" * (len(runs) + 1)}
+{chr(10).join(shares)}
+"""
+    (RESULTS / "pilot_b.md").write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("run", "report"))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.what == "run":
+        run(arguments.seed)
+    else:
+        report()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""What holds for every test: no network, fixed Hypothesis examples, one thread, nbval's rules."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from nbval.plugin import IPyNbCell
+
+OFFLINE = Path(__file__).parent / "offline"
+collect_ignore = ["offline"]
+
+# This process by running the guard, child processes by finding it on their path.
+runpy.run_path(str(OFFLINE / "sitecustomize.py"))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    path for path in (str(OFFLINE), os.environ.get("PYTHONPATH")) if path
+)
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.load_profile("fixed")
+
+# nbval has no option for these. Committed outputs hold PNG and text only, while a running kernel
+# also sends the live forms; progress bars and warnings go to stderr. All else is compared.
+NOT_COMPARED = (
+    "application/vnd.plotly.v1+json",
+    "image/svg+xml",
+    "stderr",
+    "text/html",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for notebook in {item.parent for item in items if isinstance(item, IPyNbCell)}:
+        notebook.skip_compare += NOT_COMPARED
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> None:
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
