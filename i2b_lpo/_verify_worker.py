@@ -2,16 +2,17 @@ r"""Both ends of the pipe to math-verify: a child process that compares, and the
 
 Why a process. ``9^{9^{9^9}}`` keeps sympy busy for ever inside one C call that no Python exception
 can stop, and math-verify's own time limits use ``signal.alarm``: they fail outside the main thread
-and disarm the caller's alarm. Here the limits are switched off and the kernel ends the process.
+and disarm the caller's alarm. Here its limits are off and the kernel ends the process.
 
-How. ``python _verify_worker.py`` (this file) imports math-verify once and then serves one line of
+How. ``python _verify_worker.py`` (this file) imports math-verify once, then answers one line of
 JSON per comparison. Where ``os.fork`` exists, each comparison runs in a fork of that warm process
-(5–10 ms) with a timer and a memory limit of its own, so it costs nothing to kill one, and no answer
-can influence the next. Elsewhere the worker compares by itself, and the parent kills and restarts it.
+with a timer and a memory limit of its own: ending one costs nothing, and no answer influences the
+next.
+Elsewhere the worker compares by itself, and the parent ends and restarts it (about 1 s).
 
-The parent never imports math-verify or sympy. The request's strings come from a model and are only
-ever parsed as LaTeX: ``sympify`` and ``parse_expr``, which execute text, are not reached, because
-math-verify's plain-expression extractor is not enabled.
+The parent never imports math-verify or sympy. The strings come from a model and are only parsed as
+LaTeX: ``sympify`` and ``parse_expr``, which execute text, are reached by math-verify's extractor of
+plain expressions alone, and that one is not used.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Outcome = Literal["correct", "wrong", "unparsable", "timeout"]
 START_LIMIT = 120.0  # seconds for importing math-verify on a busy machine
 GRACE = 2.0  # seconds the parent waits beyond a limit that the worker enforces itself
 MEMORY_LIMIT = 512 * 2**20  # bytes one comparison may allocate above the idle worker
-MEMORY_PAIRS = 10_000  # outcomes a pool remembers
+KNOWN_PAIRS = 10_000  # outcomes a pool remembers
 DECIMAL_TOLERANCE = 1e-6  # relative: how close a decimal answer must come to an irrational one
 PAIRS_PER_BUDGET = 64  # a batch gets twice the limit for each so many pairs
 SHORTEST_SLICE = 0.1  # seconds; most comparisons need a fifth of it
@@ -50,7 +51,11 @@ SHORTEST_SLICE = 0.1  # seconds; most comparisons need a fifth of it
 
 
 class WorkerLostError(RuntimeError):
-    """The worker process ended, or fell silent, before it answered."""
+    """The worker process ended before it answered."""
+
+
+class WorkerStartError(WorkerLostError):
+    """The worker process ended before it could take a comparison."""
 
 
 class Worker:
@@ -62,9 +67,11 @@ class Worker:
 
     def __init__(self, forks: bool) -> None:
         self.forks = forks
-        self._ready = False
+        self.started = threading.Event()  # the child can compare, or has ended
+        self._start_error = ""
+        self._replies: queue.SimpleQueue[dict[str, str] | None] = queue.SimpleQueue()
         # A fixed hash seed makes sympy's orderings, hence every verdict, the same in every run.
-        # Its own session: Ctrl-C in the terminal stops the training loop, not the worker.
+        # A session of its own: Ctrl-C stops the training loop, and kill() reaches the child's fork.
         self._process = subprocess.Popen(
             [sys.executable, "-P", __file__, "fork" if forks else "direct"],
             stdin=subprocess.PIPE,
@@ -74,65 +81,45 @@ class Worker:
             start_new_session=True,
         )
         self.pid = self._process.pid
-        self._replies: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, name="verify-worker", daemon=True).start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        with contextlib.suppress(OSError, ValueError):  # closed by kill(), or no longer JSON
-            for line in self._process.stdout:
+        with self._process.stdout as pipe:
+            greeting = pipe.readline()
+            self._start_error = json.loads(greeting)["error"] if greeting else "it ended at once"
+            self.started.set()
+            for line in pipe:
                 self._replies.put(json.loads(line))
         self._replies.put(None)
-
-    def _reply(self, limit: float) -> dict[str, Any]:
-        try:
-            reply = self._replies.get(timeout=limit)
-        except queue.Empty:
-            reply = None
-        if reply is None:
-            raise WorkerLostError("the comparison process ended or fell silent")
-        return reply
-
-    def wait_until_ready(self) -> None:
-        """Return once the child has imported math-verify.
-
-        Raises:
-            ImportError: the child could not import math-verify.
-            WorkerLostError: the child ended before it was ready.
-        """
-        if not self._ready:
-            error = self._reply(START_LIMIT).get("error")
-            if error:
-                raise ImportError(
-                    f"comparing LaTeX answers needs math-verify; run "
-                    f"pip install 'math-verify[antlr4_13_2]' ({error})"
-                )
-            self._ready = True
 
     def compare(self, gold: str, answer: str, limit: float) -> Outcome:
         """Return the child's outcome; ``timeout`` after `limit` seconds.
 
         Raises:
-            WorkerLostError: the child must be replaced; its comparison has no outcome.
+            WorkerLostError: the child is gone, and its comparison has no outcome.
         """
+        if self._start_error:
+            self.kill()
+            raise WorkerStartError(
+                "comparing LaTeX answers needs math-verify in this environment "
+                f"(pip install math-verify); its process said: {self._start_error}"
+            )
         assert self._process.stdin is not None
         request = json.dumps({"gold": gold, "answer": answer, "limit": limit}) + "\n"
+        begin = time.monotonic()
         try:
             self._process.stdin.write(request.encode("ascii"))
             self._process.stdin.flush()
-        except OSError as error:
-            raise WorkerLostError("the comparison process is gone") from error
-        started = time.monotonic()
-        try:
-            outcome = self._reply(limit + GRACE if self.forks else limit).get("outcome")
-        except WorkerLostError:
-            if time.monotonic() - started < limit:
-                raise
-            self.kill()
-            return "timeout"
-        if outcome is None:
-            raise WorkerLostError("the comparison died without an outcome")
-        return cast(Outcome, outcome)
+            reply = self._replies.get(timeout=limit + GRACE if self.forks else limit)
+        except (OSError, queue.Empty):
+            reply = None
+        if reply is not None:
+            return cast(Outcome, reply["outcome"])
+        self.kill()
+        if time.monotonic() - begin < limit:
+            raise WorkerLostError("the process that compares answers ended before it answered")
+        return "timeout"
 
     @property
     def alive(self) -> bool:
@@ -140,17 +127,17 @@ class Worker:
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """End the child and whatever it forked; harmless when it is gone already."""
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+        """End the child and its fork; harmless when they are gone already."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
                 if sys.platform == "win32":
                     self._process.kill()
                 else:
                     os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait()
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+            self._process.wait()
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # what was not yet flushed has no reader any more
+            self._process.stdin.close()
 
 
 class WorkerPool:
@@ -158,7 +145,7 @@ class WorkerPool:
 
     Args:
         size: the largest number of workers, hence of comparisons at the same time.
-        forks: see `Worker`; the default is whether the platform has ``os.fork``.
+        forks: see `Worker`; by default, whether the platform has ``os.fork``.
     """
 
     def __init__(self, size: int, forks: bool = hasattr(os, "fork")) -> None:
@@ -166,67 +153,80 @@ class WorkerPool:
         self.forks = forks
         self._condition = threading.Condition()
         self._idle: list[Worker] = []
-        # Keyed by thread, so that a lease whose holder was struck by an exception from a signal
-        # handler, before it could give it back, is found again at the thread's next call.
+        # By thread, so that a lease whose holder was struck by an exception from a signal handler
+        # before it could give the worker back is found again at the thread's next call.
         self._leases: dict[int, Worker | None] = {}
         # Rollouts of one question repeat each other's answers. A timeout is not remembered.
         self._known: dict[tuple[str, str], Outcome] = {}
 
     @contextlib.contextmanager
-    def _lease(self) -> Iterator[Worker]:
+    def _lease(self, deadline: float) -> Iterator[Worker | None]:
+        # Yields None when no worker is free and started by the deadline.
         thread = threading.get_ident()
+        worker: Worker | None = None
         unharmed = False
         try:
             with self._condition:
-                stale = self._leases.pop(thread, None)
-                if stale is not None:
+                if stale := self._leases.pop(thread, None):
                     stale.kill()
-                while len(self._leases) >= self.size:
-                    self._condition.wait()
-                worker = self._leases[thread] = self._idle.pop() if self._idle else None
-            if worker is not None and not worker.alive:
-                worker.kill()
-                worker = None
-            if worker is None:
+                free = self._condition.wait_for(
+                    lambda: len(self._leases) < self.size, deadline - time.monotonic()
+                )
+                if free:
+                    self._idle.sort(key=lambda worker: worker.started.is_set())
+                    worker = self._leases[thread] = self._idle.pop() if self._idle else None
+            if free and (worker is None or not worker.alive):
                 worker = self._leases[thread] = Worker(self.forks)
-            worker.wait_until_ready()
-            yield worker
-            unharmed = worker.alive
+            if worker is not None and worker.started.wait(deadline - time.monotonic()):
+                yield worker
+            else:
+                yield None
+            unharmed = worker is not None and worker.alive
         finally:
             with self._condition:
-                leased = self._leases.pop(thread, None)
-                if leased is not None:
+                if leased := self._leases.pop(thread, None):
                     if unharmed:
                         self._idle.append(leased)
                     else:
                         leased.kill()
                 self._condition.notify()
 
-    def compare(self, gold: str, answer: str, limit: float) -> Outcome:
+    def compare(
+        self, gold: str, answer: str, limit: float, *, deadline: float | None = None
+    ) -> Outcome:
         """Compare two answers in a worker.
 
-        The limit does not include the wait for a free worker or for math-verify's import. A worker
-        that was killed from outside is replaced and the comparison repeated once; an answer that
-        ends its worker twice is ``unparsable``.
+        `limit` does not include the wait for a free worker or for its import of math-verify. A
+        worker that was killed from outside is replaced and the comparison repeated once; an answer
+        that ends two workers is ``unparsable``.
 
         Args:
             gold: the reference answer, LaTeX.
             answer: the model's answer, LaTeX.
-            limit: wall-clock seconds.
+            limit: wall-clock seconds for the comparison.
+            deadline: ``time.monotonic()`` until which to wait for a worker.
 
         Raises:
-            ImportError: math-verify is not installed beside this interpreter.
+            WorkerStartError: math-verify cannot be imported by this interpreter.
         """
-        if (gold, answer) in self._known:
-            return self._known[gold, answer]
-        for _ in range(2):
+        if deadline is None:
+            deadline = time.monotonic() + START_LIMIT
+        if known := self._known.get((gold, answer)):
+            return known
+        for attempt in (1, 2):
+            outcome: Outcome = "timeout"
             try:
-                with self._lease() as worker:
-                    outcome = worker.compare(gold, answer, limit)
+                with self._lease(deadline) as worker:
+                    if worker is not None:
+                        outcome = worker.compare(gold, answer, limit)
+            except WorkerStartError:
+                if attempt == 2:
+                    raise
+                continue
             except WorkerLostError:
                 continue
             if outcome != "timeout":
-                if len(self._known) >= MEMORY_PAIRS:
+                if len(self._known) >= KNOWN_PAIRS:
                     self._known.clear()
                 self._known[gold, answer] = outcome
             return outcome
@@ -237,37 +237,40 @@ class WorkerPool:
 
         Each round gives every undecided pair an equal slice, at most `limit`, that together use up
         half of the time left; later rounds go to those that needed more. So a few answers that
-        hang cannot take the time of the others, and one that gets its full `limit` has had its turn.
+        hang cannot take the time of the others, and one that gets all of `limit` has had its turn.
 
         Args:
             pairs: (gold, answer) pairs.
             limit: wall-clock seconds for one pair.
+
+        Raises:
+            WorkerStartError: as `compare`.
         """
-        outcomes: list[Outcome] = ["timeout"] * len(pairs)
-        undecided = list(range(len(pairs)))
-        if not pairs:
+        outcomes: list[Outcome] = [self._known.get(pair, "timeout") for pair in pairs]
+        undecided = [i for i, outcome in enumerate(outcomes) if outcome == "timeout"]
+        if len(undecided) == 1:
+            outcomes[undecided[0]] = self.compare(*pairs[undecided[0]], limit)
+        if len(undecided) < 2:
             return outcomes
-        with self._lease():  # the first import of math-verify is not the answers' time
-            deadline = time.monotonic() + 2 * limit * math.ceil(len(pairs) / PAIRS_PER_BUDGET)
+        with self._lease(time.monotonic() + START_LIMIT):
+            # The first import of math-verify is not the answers' time.
+            deadline = time.monotonic() + 2 * limit * math.ceil(len(undecided) / PAIRS_PER_BUDGET)
         executor = ThreadPoolExecutor(self.size, thread_name_prefix="verify")
         try:
-            while undecided:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    break
+            share = 0.0
+            while undecided and share < limit and (left := deadline - time.monotonic()) > 0:
                 share = min(limit, max(SHORTEST_SLICE, self.size * left / (2 * len(undecided))))
 
                 def attempt(index: int, share: float = share) -> Outcome:
                     slice_ = min(share, deadline - time.monotonic())
-                    return self.compare(*pairs[index], slice_) if slice_ > 0 else "timeout"
+                    if slice_ <= 0:
+                        return "timeout"
+                    return self.compare(*pairs[index], slice_, deadline=deadline)
 
-                for index, outcome in zip(
-                    undecided, executor.map(attempt, undecided), strict=True
-                ):
+                found = list(executor.map(attempt, undecided))
+                for index, outcome in zip(undecided, found, strict=True):
                     outcomes[index] = outcome
                 undecided = [i for i in undecided if outcomes[i] == "timeout"]
-                if share >= limit:
-                    break
         finally:
             executor.shutdown(cancel_futures=True)
         return outcomes
@@ -290,14 +293,19 @@ def shared_pool() -> WorkerPool:
     with _shared_lock:
         if _shared is None:
             _shared = WorkerPool(size=max(2, min(4, os.cpu_count() or 1)))
-            atexit.register(_shared.close)
         return _shared
 
 
 def _forget_after_fork() -> None:
-    # A forked process must not talk into its parent's pipes or wait for its parent's locks.
+    # A forked process must not talk into its parent's pipes, wait for its locks, end its workers.
     global _shared, _shared_lock
     _shared, _shared_lock = None, threading.Lock()
+
+
+@atexit.register
+def _close_at_exit() -> None:
+    if _shared is not None:
+        _shared.close()
 
 
 if hasattr(os, "register_at_fork"):
@@ -328,13 +336,23 @@ WARM_UP = (
 )
 
 
+def outcome_of(gold: str, answer: str) -> Outcome:
+    """Return what `compare` says of two answers, whatever a model's text makes sympy raise."""
+    try:
+        return compare(gold, answer)
+    except MemoryError:
+        return "timeout"
+    except Exception:
+        return "unparsable"
+
+
 def compare(gold: str, answer: str) -> Outcome:
     r"""Ask math-verify, and check its yes.
 
-    Switched off in math-verify 0.9: units, because it takes the last letter of ``3t`` and ``3h`` for
-    one, and the search for other expressions in an answer that cannot be read as a whole. It also
-    says yes to values closer than 1e-15 (``1/2^99 = 1/2^98``) and to equations that both have no real
-    solution: there `refuted` and `_same_equation` say no.
+    Switched off in math-verify 0.9: units, because it takes the last letter of ``3t`` and ``3h``
+    for one, and the search for another expression in an answer that cannot be read as a whole. It
+    also says yes to values closer than 1e-15 (``1/2^99 = 1/2^98``) and to equations without a real
+    solution (``x^2+1=0`` = ``x^2+2=0``): there `refuted` and `_same_solutions` say no.
     """
     math_verify = import_module("math_verify")
     normalization = import_module("latex2sympy2_extended").NormalizationConfig(
@@ -360,14 +378,31 @@ def compare(gold: str, answer: str) -> Outcome:
     reference, candidate = parse(gold), parse(answer)
     if candidate is None:
         return "unparsable"
-    if reference is None or refuted(reference, candidate):
+    if reference is None:
         return "wrong"
-    if not math_verify.verify(reference, candidate, timeout_seconds=None):
+    reference, candidate = _with_same_symbols(reference, candidate)
+    if refuted(reference, candidate):
         return "wrong"
     sympy = import_module("sympy")
-    if isinstance(reference, sympy.Eq) and isinstance(candidate, sympy.Eq):
-        return "correct" if _same_equation(reference, candidate) else "wrong"
-    return "correct"
+    equations = isinstance(reference, sympy.Eq) and isinstance(candidate, sympy.Eq)
+    if equations and _multiples(reference, candidate):
+        return "correct"
+    if not math_verify.verify(reference, candidate, timeout_seconds=None):
+        return "wrong"
+    return "wrong" if equations and not _same_solutions(reference, candidate) else "correct"
+
+
+def _with_same_symbols(gold: Any, answer: Any) -> tuple[Any, Any]:
+    # The parser makes `i` a letter, and all letters real or not by the looks of each text: 2 i and
+    # 2i would differ.
+    sympy = import_module("sympy")
+    symbols = gold.free_symbols | answer.free_symbols
+    if len({symbol.name for symbol in symbols}) == len(symbols) and sympy.Symbol("i") not in {
+        sympy.Symbol(symbol.name) for symbol in symbols
+    }:
+        return gold, answer
+    same = {s: sympy.I if s.name == "i" else sympy.Symbol(s.name) for s in symbols}
+    return gold.xreplace(same), answer.xreplace(same)
 
 
 def refuted(gold: Any, answer: Any) -> bool:
@@ -413,10 +448,13 @@ def _differ(gold: Any, answer: Any) -> bool:
         return False
     symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
     point = {symbol: sympy.Rational(137 + 29 * i, 101) for i, symbol in enumerate(symbols)}
-    ours, theirs = (side.doit().subs(point) for side in both)
-    # evalf raises its precision until the difference shows a digit or `maxn` is reached; one bit of
-    # precision left means that it never did.
-    difference = [part.evalf(15, maxn=200) for part in (ours - theirs).as_real_imag()]
+    try:
+        ours, theirs = (side.doit().subs(point) for side in both)
+        # evalf raises its precision until the difference shows a digit or `maxn` is reached; one
+        # bit of precision left means that it never did.
+        difference = [part.evalf(15, maxn=200) for part in (ours - theirs).as_real_imag()]
+    except (ArithmeticError, AttributeError, NotImplementedError, TypeError, ValueError):
+        return False
     if not all(part.is_Float or part.is_zero for part in difference):
         return False
     if any(side.has(sympy.Float) for side in both):
@@ -425,22 +463,32 @@ def _differ(gold: Any, answer: Any) -> bool:
     return any(not part.is_zero and part._prec > 1 for part in difference)
 
 
-def _same_equation(gold: Any, answer: Any) -> bool:
+def _multiples(gold: Any, answer: Any) -> bool:
+    # 2x = 1 is x = 1/2. Not every side of an equation is a number: x ∈ [0, 1] is one to the parser.
     sympy = import_module("sympy")
+    if not all(isinstance(side, sympy.Expr) for side in (*gold.args, *answer.args)):
+        return False
+    ratio = sympy.simplify((gold.lhs - gold.rhs) / (answer.lhs - answer.rhs))
+    return bool(ratio.is_number and ratio.is_finite and not ratio.is_zero)
+
+
+def _same_solutions(gold: Any, answer: Any) -> bool:
+    sympy = import_module("sympy")
+    if not all(isinstance(side, sympy.Expr) for side in (*gold.args, *answer.args)):
+        return True
     symbols = sorted(gold.free_symbols, key=str)
-    sides = (gold.lhs, gold.rhs, answer.lhs, answer.rhs)
-    if not all(isinstance(side, sympy.Expr) for side in sides):
-        return True
-    ours, theirs = gold.lhs - gold.rhs, answer.lhs - answer.rhs
-    if sympy.simplify(ours / theirs).is_number:  # one is a multiple of the other
-        return True
-    solved, answered = (sympy.solve(side.doit(), symbols, dict=True) for side in (ours, theirs))
-    return bool(solved) and all(
+    if not symbols:
+        return False
+    try:
+        ours, theirs = (sympy.solve(side.doit(), symbols, dict=True) for side in (gold, answer))
+    except NotImplementedError:
+        return False
+    return bool(ours) and all(
         any(
             one.keys() == other.keys() and not any(_differ(one[s], other[s]) for s in one)
-            for other in answered
+            for other in theirs
         )
-        for one in solved
+        for one in ours
     )
 
 
@@ -471,16 +519,13 @@ def _compare_in_fork(request: dict[str, Any], inherited: Sequence[int]) -> Outco
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
-        outcome: Outcome = "unparsable"
         try:
             for descriptor in (*inherited, read_end):
                 os.close(descriptor)  # or the parent would wait for this process's end of its pipe
             _limit_this_process(request["limit"])
-            outcome = compare(request["gold"], request["answer"])
-        except MemoryError:
-            outcome = "timeout"
-        finally:
+            outcome = outcome_of(request["gold"], request["answer"])
             os.write(write_end, outcome.encode("ascii"))
+        finally:
             os._exit(0)
     os.close(write_end)
     with os.fdopen(read_end, "rb") as pipe:
@@ -503,21 +548,20 @@ def serve(forks: bool) -> None:
         os.write(pipe, json.dumps(message).encode("ascii") + b"\n")
 
     try:
-        import_module("math_verify")
-    except ImportError as error:
-        send({"error": str(error)})
+        for gold, answer in pairwise(WARM_UP):
+            compare(gold, answer)
+    except Exception as error:  # whatever a wrong version of math-verify raises
+        send({"error": f"{type(error).__name__}: {error}"})
         return
-    for gold, answer in pairwise(WARM_UP):
-        compare(gold, answer)
     gc.collect()
     gc.freeze()  # a fork that never collects the parent's objects never copies their pages
-    send({"ready": "yes"})
+    send({"error": ""})
     for line in sys.stdin.buffer:
         request = json.loads(line)
         if forks:
             outcome = _compare_in_fork(request, (0, pipe))
         else:
-            outcome = compare(request["gold"], request["answer"])
+            outcome = outcome_of(request["gold"], request["answer"])
         send({"outcome": outcome})
 
 

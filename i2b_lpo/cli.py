@@ -1,4 +1,4 @@
-"""The command line: `i2b-lpo tour | train | evaluate | rollout | info | notebooks | export`.
+"""The command line: `i2b-lpo tour | train | evaluate | rollout | pretrain | info | …`.
 
 A wrong argument or a missing file is one sentence on stderr and exit code 2. torch is imported
 only by the commands that need it, so `--help` and `notebooks` answer at once.
@@ -48,18 +48,20 @@ def _parser() -> _Parser:
     train = command("train", "train a policy by GRPO")
     evaluate = command("evaluate", "measure a policy on a task")
     rollout = command("rollout", "sample a policy on questions and show the entropy of each token")
+    pretrain = command("pretrain", "teach a tiny policy from random weights (3 min)")
     info = command("info", "say what is installed, bundled and configured")
     notebooks = command("notebooks", "copy the notebooks into a folder")
     export = command("export", "write a policy as an ordinary Hugging Face folder with a card")
 
-    for sub, output in ((tour, "runs/tour"), (train, None), (evaluate, None), (rollout, None)):
+    outputs = {tour: "runs/tour", train: None, evaluate: None, rollout: None, pretrain: None}
+    for sub, output in outputs.items():
         sub.add_argument("--seed", type=int, default=0, help="source of all randomness (0)")
         sub.add_argument(
             "--output",
             type=Path,
             default=output,
             metavar="DIR",
-            required=sub is train,
+            required=sub in (train, pretrain),
             help="folder to write to" + (f" ({output})" if output else ""),
         )
     for sub in (tour, train):
@@ -89,6 +91,10 @@ def _parser() -> _Parser:
     evaluate.add_argument("--samples", type=_positive, default=8, help="per question (8)")
     rollout.add_argument("--question", help="your own question of the bundled task")
     rollout.add_argument("--samples", type=_positive, default=1, help="per question (1)")
+    pretrain.add_argument(
+        "--task", choices=("product", "shop"), default="product", help="the warm-up (product)"
+    )
+    pretrain.add_argument("--steps", type=_positive, default=600, help="optimizer steps (600)")
     info.add_argument("--preset", help="print all settings of this preset")
     notebooks.add_argument("folder", type=Path, metavar="DIR")
     export.add_argument("source", help="a run's folder, a bundled name or a policy's folder")
@@ -147,6 +153,31 @@ def _train(arguments: argparse.Namespace) -> None:
     policy = load_policy(config.policy, device=arguments.device)
     train(config, policy, task, output=_new_folder(arguments.output))
     print(f"Policy and metrics: {arguments.output}")
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from i2b_lpo.decode import Sampling
+    from i2b_lpo.evaluate import evaluate
+    from i2b_lpo.policy import make_policy, save_policy
+    from i2b_lpo.pretrain import PretrainConfig, build_model, build_tokenizer, pretrain
+    from i2b_lpo.tasks import load_task
+
+    output = _new_folder(arguments.output)
+    config = PretrainConfig(
+        shop_share=PretrainConfig.shop_share if arguments.task == "shop" else 0.0,
+        steps=arguments.steps,
+        seed=arguments.seed,
+    )
+    # The tokenizer knows the words of both tasks, so that the policy can go on with the other.
+    tokenizer = build_tokenizer(PretrainConfig(seed=arguments.seed))
+    model = build_model(tokenizer, seed=config.seed)
+    pretrain(model, tokenizer, config)
+    policy = make_policy(model, tokenizer, name=str(output))
+    save_policy(policy, output)
+    task = load_task(arguments.task)
+    questions = task.questions("validation", 100, seed=0)
+    print(evaluate(policy, task, questions, sampling=Sampling(160), seed=arguments.seed)[0])
+    print(f"Policy: {output}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -255,6 +286,7 @@ _COMMANDS = {
     "train": _train,
     "evaluate": _evaluate,
     "rollout": _rollout,
+    "pretrain": _pretrain,
     "info": _info,
     "notebooks": _notebooks,
     "export": _export,

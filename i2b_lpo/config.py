@@ -34,7 +34,7 @@ class RolloutConfig:
     samples: int = 8
     temperature: float = 1.0
     top_p: float = 1.0
-    max_new_tokens: int = 144
+    max_new_tokens: int = 160
     batch: int = 128
 
     def __post_init__(self) -> None:

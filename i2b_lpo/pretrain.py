@@ -50,13 +50,13 @@ class PretrainConfig:
         steps, tokens: optimizer steps, and tokens (prompt and solution) in each.
         muon_lr: learning rate of the matrices (torch.optim.Muon).
         adamw_lr: learning rate of embeddings and norms.
-        habit_from: share of the steps after which solutions choose strategies by habit (their
-            shares); before, each equally often. So the policy can do what it seldom does.
+        habit_from: share of the steps after which solutions choose strategies by habit; before,
+            for practice. So the policy can do well what it seldom does.
         warmup, decay: shares of the steps with rising and falling rate; constant between.
     """
 
     shop_share: float = 0.75
-    steps: int = 2200
+    steps: int = 2000
     tokens: int = 2300
     muon_lr: float = 2e-2
     adamw_lr: float = 2e-3

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from i2b_lpo.metrics import Interval, bootstrap_interval
@@ -24,53 +23,34 @@ from i2b_lpo.views import (
     training_curves,
 )
 from i2b_lpo.views.markup import text
-from i2b_lpo.views.text import interval, label
+from i2b_lpo.views.text import interval, label, signed
 
 __all__ = ["paired_differences", "tour_page"]
 
 BEFORE, AFTER = "base", "after GRPO"
+CURVES = ("reward", "entropy", "distinct_strategies", "length", "rep4", "grad_norm")
 
 Evaluation = Mapping[str, Any]
 Labeller = Callable[[Question, str], Any]
 
 
-def paired_differences(
-    before: Sequence[Trace], after: Sequence[Trace], *, labeller: Labeller | None = None
-) -> dict[str, Interval]:
-    """After minus before on the same questions, with 95 % bootstrap intervals over questions.
+def paired_differences(before: Evaluation, after: Evaluation) -> dict[str, Interval]:
+    """After minus before by metric, with 95 % bootstrap intervals over questions.
 
     Args:
-        before: one trace a question, with rewards.
-        after: of the same questions in the same order.
-        labeller: `Task.label`; with it the number of distinct strategies is compared too.
-
-    Returns:
-        Metric → interval; empty if the questions differ or there are none.
+        before: `Evaluation.to_json()`.
+        after: the same of another policy on the same questions.
     """
-    if not before or [t.question for t in before] != [t.question for t in after]:
-        return {}
-    measures: dict[str, Callable[[Trace], float]] = {
-        "pass@1": lambda trace: fmean(rollout.reward == 1.0 for rollout in trace.rollouts),
-        "entropy": lambda trace: fmean(fmean(rollout.entropies) for rollout in trace.rollouts),
-        "length": lambda trace: fmean(map(len, trace.rollouts)),
-    }
-    if labeller is not None:
-        measures["distinct strategies"] = lambda trace: float(
-            len(
-                {_signature(trace.question, rollout, labeller) for rollout in trace.rollouts} - {""}
-            )
-        )
     return {
-        name: bootstrap_interval(
-            [measure(b) - measure(a) for a, b in zip(before, after, strict=True)]
-        )
-        for name, measure in measures.items()
+        name: bootstrap_interval([b - a for a, b in zip(old, after["values"][name], strict=True)])
+        for name, old in before["values"].items()
+        if name in after["values"]
     }
 
 
-def _signature(question: Question, rollout: Rollout, labeller: Labeller) -> str:
-    labels = labeller(question, rollout.text)
-    return str(labels.signature) if labels else ""
+def _signature(trace: Trace, rollout: Rollout, labeller: Labeller) -> str | None:
+    labels = labeller(trace.question, rollout.text)
+    return None if labels is None else str(labels.signature)
 
 
 def tour_page(
@@ -116,7 +96,8 @@ def tour_page(
         raise ValueError(
             "The page needs the traces of both evaluations; evaluate before and after."
         )
-    differences = paired_differences(traces_before, traces_after, labeller=labeller)
+    asked = [[trace.question for trace in traces] for traces in (traces_before, traces_after)]
+    differences = paired_differences(before, after) if asked[0] == asked[1] else {}
     body = [
         _opening(before, after, records, config, differences),
         _loop(config),
@@ -175,26 +156,31 @@ def _change(
 
 
 def _signed(found: Interval) -> str:
-    return f"{found.mean:+z.3f} [{found.low:+z.3f}, {found.high:+z.3f}]".replace("-", "−")
+    return f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}]"
 
 
 def _verdict(differences: Mapping[str, Interval]) -> str:
-    def fell(metric: str) -> bool:
-        return metric in differences and differences[metric].high < 0
-
-    better = "pass@1" in differences and differences["pass@1"].low > 0
-    narrower = fell("entropy") or fell("distinct strategies")
-    if better and narrower:
+    if not differences:
+        return (
+            "Compare the intervals below: without shared questions there is no paired difference."
+        )
+    rate = differences["pass@1"]
+    variety = [differences[m] for m in ("entropy", "distinct strategies") if m in differences]
+    narrower = any(found.high < 0 for found in variety)
+    if rate.low > 0 and narrower:
         return (
             "More right answers, from fewer ways to find them. The policy has become surer of "
             "itself; what it no longer tries, it can no longer learn from. This narrowing, the "
             "collapse of entropy, is what I²B-LPO sets out to prevent."
         )
-    if better:
-        return "The policy answers better, and this run shows no clear loss of variety."
-    if narrower:
-        return "The policy lost variety without clearly answering better in this run."
-    return "This run shows no clear change; more steps or more questions would tell."
+    accuracy = (
+        "The policy answers better"
+        if rate.low > 0
+        else "The policy answers worse"
+        if rate.high < 0
+        else "The policy shows no clear change in accuracy"
+    )
+    return f"{accuracy}; it {'lost variety' if narrower else 'shows no clear loss of variety'}."
 
 
 def _opening(
@@ -235,7 +221,8 @@ def _loop(config: Mapping[str, Any]) -> str:
         "Group advantages": f"The {samples} solutions of one question form a group. A solution's "
         "advantage A is its reward minus the group's mean, divided by the group's standard "
         "deviation. If all are right, or all wrong, there is nothing to learn.",
-        "Update": "Tokens of solutions with A > 0 become more likely, the others less.",
+        "Update": "Tokens of solutions with A > 0 become more likely, those of solutions with "
+        "A < 0 less.",
     }
     items = [f"<strong>{text(name)}.</strong> {text(said)}" for name, said in steps.items()]
     return _section("loop", "What happened", _list("ol", items))
@@ -277,19 +264,17 @@ def _results(
             _figure(
                 strategy_shares(pair),
                 "strategies",
-                "Which strategy a solution names, and how often that ends well. GRPO moves weight "
-                "to whatever was right more often than its group, however good the rest is.",
+                "Which strategy a solution names for a product, and how often that product comes "
+                "out right. GRPO moves weight to what was right more often than the rest of its group.",
             )
         )
     parts.append(
         _figure(
             entropy_histogram({BEFORE: traces_before, AFTER: traces_after}, words=words),
             "histogram",
-            "Entropy of every token. Most are copied or computed and leave no choice. The few "
-            "above 0.7 nat are forks"
-            + (
-                ", and many of them are the words that open a strategy (hatched)." if words else "."
-            ),
+            "Entropy of every token. Left: almost no choice. Right, above 0.7 nat: forks, where "
+            "the policy could have gone another way."
+            + (" Hatched: the words that open a strategy." if words else ""),
         )
     )
     return _section("results", "What changed", *parts)
@@ -333,11 +318,12 @@ def _one_question(
 
 
 def _solutions(trace: Trace, labeller: Labeller | None) -> list[tuple[str, ...]]:
-    header = ("", "answer", "tokens", *(["strategies"] if labeller else []), "solution")
+    header = ("rollout", "answer", "tokens", *(["strategies"] if labeller else []), "solution")
     rows = [header]
+    verdicts = {1.0: "✓ correct", 0.0: "✗ wrong", None: "not verified"}
     for i, rollout in enumerate(trace.rollouts):
-        verdict = {1.0: "✓ right", 0.0: "✗ wrong"}.get(rollout.reward or 0.0, str(rollout.reward))
-        named = [_signature(trace.question, rollout, labeller) or "–"] if labeller else []
+        verdict = verdicts.get(rollout.reward, str(rollout.reward))
+        named = [_signature(trace, rollout, labeller) or "–"] if labeller else []
         rows.append((str(i), verdict, str(len(rollout)), *named, rollout.text))
     return rows
 
@@ -347,7 +333,7 @@ def _training(
 ) -> str:
     parts = [
         _figure(
-            training_curves(records),
+            training_curves(records, keys=[k for k in CURVES if any(k in row for row in records)]),
             "curves",
             "Each step sees other questions, so the thin lines jump; judge by the bold ones.",
         )

@@ -22,7 +22,7 @@ from i2b_lpo.policy import load_policy
 from i2b_lpo.report import tour_page
 from i2b_lpo.tasks import load_task
 from i2b_lpo.trace import Trace, write_traces
-from i2b_lpo.train import train
+from i2b_lpo.train import Learner, StepRecord, train
 
 __all__ = ["tour"]
 
@@ -69,7 +69,15 @@ def tour(output: Path, *, seed: int = 0, steps: int | None = None) -> Path:
 
     before, traces_before = measured("before")
     print(_forks(traces_before[0]))
-    records = train(config, policy, task, output=output)
+    groups: list[tuple[Trace, list[float]]] = []
+
+    def keep_a_mixed_group(_: Learner, record: StepRecord) -> None:
+        for trace, row in zip(record.traces, record.advantages.tolist(), strict=True):
+            if not groups and any(row):
+                groups.append((trace, row))
+
+    records = train(config, policy, task, output=output, on_step=keep_a_mixed_group)
+    group, scores = groups[0] if groups else (None, [])
     after, traces_after = measured("after")
     change = difference(after, before)
     print(_table(before, after, change))
@@ -77,12 +85,14 @@ def tour(output: Path, *, seed: int = 0, steps: int | None = None) -> Path:
         output / "index.html",
         before=before.to_json(),
         after=after.to_json(),
-        difference={name: interval.__dict__ for name, interval in change.items()},
         records=records,
         traces_before=traces_before,
         traces_after=traces_after,
         config=config.to_json(),
         environment=_environment(time.perf_counter() - begin),
+        group=group,
+        advantages=scores,
+        labeller=task.label,
     )
 
 

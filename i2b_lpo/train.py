@@ -13,7 +13,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -50,6 +51,7 @@ __all__ = [
     "pack",
     "reward_table",
     "samples_of",
+    "score",
     "train",
     "train_step",
     "update",
@@ -58,11 +60,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Sample:
-    """One trajectory as the update sees it."""
+    """One trajectory as the update sees it; a dropped one doesn't count in the denominator."""
 
     prompt_ids: tuple[int, ...]
     rollout: Rollout
     advantage: float
+    dropped: bool = False
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.rollout)
@@ -81,7 +84,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """Everything one step made: its traces, rewards (Q, G), advantages (Q, G) and metrics."""
+    """Everything one step made: traces, verdict rewards (Q, G), advantages (Q, G), metrics."""
 
     traces: list[Trace]
     rewards: Tensor
@@ -123,8 +126,20 @@ class Learner:
 def build_learner(
     policy: Policy, config: RunConfig, *, accelerator: Accelerator | None = None
 ) -> Learner:
-    """Prepare `policy` for training with AdamW; its model is trained in place."""
+    """Prepare `policy` for training with AdamW; its model is trained in place.
+
+    Raises:
+        ValueError: an unknown variant, or questions that can't be dealt evenly: each process needs
+            whole questions, as many in each of `grpo.updates` optimizer steps.
+    """
+    _variant(config)
     accelerator = accelerator or Accelerator(cpu=policy.device.type == "cpu")
+    share = accelerator.num_processes * config.grpo.updates
+    if config.questions % share:
+        raise ValueError(
+            f"{config.questions} questions a step can't be dealt to {accelerator.num_processes} "
+            f"process(es) × {config.grpo.updates} update(s); use a multiple of {share}."
+        )
     if config.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable()
     scorer = TokenScorer(policy, config.rollout.temperature)
@@ -138,11 +153,14 @@ def build_learner(
 # --- from traces to tensors ---------------------------------------------------------------------
 
 
-def samples_of(traces: Sequence[Trace], scores: Tensor) -> list[Sample]:
-    """Pair every rollout with its advantage; `scores` is (Q, G)."""
+def samples_of(
+    traces: Sequence[Trace], scores: Tensor, *, dropped: Sequence[bool] | None = None
+) -> list[Sample]:
+    """Pair every rollout with its advantage; `scores` is (Q, G), `dropped` one flag a group."""
+    flags = dropped or [False] * len(traces)
     return [
-        Sample(trace.prompt_ids, rollout, advantage)
-        for trace, row in zip(traces, scores.tolist(), strict=True)
+        Sample(trace.prompt_ids, rollout, 0.0 if flag else advantage, flag)
+        for trace, row, flag in zip(traces, scores.tolist(), flags, strict=True)
         for rollout, advantage in zip(trace.rollouts, row, strict=True)
     ]
 
@@ -179,8 +197,8 @@ def micro_batches(samples: Sequence[Sample], tokens: int) -> list[list[Sample]]:
 # --- one step -----------------------------------------------------------------------------------
 
 
-def reward_table(traces: Sequence[Trace], config: RunConfig, *, step: int = 0) -> Tensor:
-    """Rewards of traces as a table, (Q, G).
+def reward_table(traces: Sequence[Trace], *, step: int = 0) -> Tensor:
+    """Verdict rewards as a table, (Q, G).
 
     Raises:
         FloatingPointError: a reward is missing, NaN or infinite; names step and question.
@@ -192,20 +210,25 @@ def reward_table(traces: Sequence[Trace], config: RunConfig, *, step: int = 0) -
                     f"Step {step}: the reward of question {trace.question.id} is "
                     f"{rollout.reward}; no parameter was changed. Give finite rewards."
                 )
-    rewards = torch.tensor([[r.reward for r in t.rollouts] for t in traces], dtype=torch.float32)
-    share = _variant(config).overlong_cache
-    if share:
-        lengths = torch.tensor([[len(r) for r in t.rollouts] for t in traces])
+    return torch.tensor([[r.reward for r in t.rollouts] for t in traces], dtype=torch.float32)
+
+
+def score(traces: Sequence[Trace], rewards: Tensor, config: RunConfig) -> Tensor:
+    """Advantages (Q, G) as the variant takes them, overlong penalty included."""
+    variant = _variant(config)
+    if variant.overlong_cache:
         longest = config.rollout.max_new_tokens
-        rewards += overlong_penalty(lengths, max_length=longest, cache=max(1, int(share * longest)))
-    return rewards
+        cache = max(1, int(variant.overlong_cache * longest))
+        lengths = torch.tensor([[len(r) for r in t.rollouts] for t in traces])
+        rewards = rewards + overlong_penalty(lengths, max_length=longest, cache=cache)
+    return advantages(rewards, scale=variant.scale)
 
 
 def update(learner: Learner, samples: Sequence[Sample], *, step: int = 0) -> dict[str, float]:
     """One optimizer step on `samples`; returns its metrics (loss, gradient norm, clipping).
 
     A sample of advantage 0 counts in the denominator and takes no pass: both its surrogate and its
-    self-reward α A H have no gradient.
+    self-reward α A H have no gradient. If none is left, no step is taken.
 
     Raises:
         FloatingPointError: loss or gradient isn't finite; names step and tensor. No parameter was
@@ -213,39 +236,45 @@ def update(learner: Learner, samples: Sequence[Sample], *, step: int = 0) -> dic
     """
     config, accelerator, device = learner.config, learner.accelerator, learner.policy.device
     variant = _variant(config)
+    kept = [sample for sample in samples if not sample.dropped]
     count = {
-        "token": sum(len(s.rollout) for s in samples),
-        "sequence": len(samples),
-        "constant": len(samples) * config.rollout.max_new_tokens,
+        "token": sum(len(s.rollout) for s in kept),
+        "sequence": len(kept),
+        "constant": len(kept) * config.rollout.max_new_tokens,
     }[variant.reduction]
-    # Every process divides by the denominator of all of them.
-    normaliser = accelerator.reduce(torch.tensor(float(count), device=device)).item()
-    batches = micro_batches([s for s in samples if s.advantage], config.grpo.micro_tokens)
+    batches = micro_batches([s for s in kept if s.advantage], config.grpo.micro_tokens)
+    # All processes divide by the sum of their counts, and make equally many passes.
+    gathered = accelerator.gather(torch.tensor([[float(count), len(batches)]], device=device))
+    normaliser, rounds = gathered[:, 0].sum().item(), int(gathered[:, 1].max())
+    batches += [[replace(samples[0], advantage=0.0)]] * (rounds - len(batches))
     learner.scorer.train()
     loss, tokens, clipped, ratios = 0.0, 0, 0.0, 0.0
-    for part in batches:
+    for at, part in enumerate(batches):
         batch = pack(part, learner.policy.pad_id, device)
-        logp, entropy = learner.scorer(batch)
-        _refuse_non_finite(learner, step, {"log-probs": logp, "entropies": entropy})
-        result = policy_loss(
-            logp,
-            batch.old_logp,
-            batch.advantages,
-            batch.mask,
-            entropy=entropy if config.grpo.alpha else None,
-            alpha=config.grpo.alpha,
-            clip_low=variant.clip_low,
-            clip_high=variant.clip_high,
-            reduction=variant.reduction,
-            normaliser=normaliser,
-        )
-        _refuse_non_finite(learner, step, {"loss": result.loss})
-        accelerator.backward(result.loss * accelerator.num_processes)  # DDP averages; we sum
+        # DDP averages gradients after the last pass; we want their sum.
+        last = at == rounds - 1
+        with nullcontext() if last else accelerator.no_sync(learner.scorer):
+            logp, entropy = learner.scorer(batch)
+            _refuse_non_finite(learner, step, {"log-probs": logp, "entropies": entropy})
+            result = policy_loss(
+                logp,
+                batch.old_logp,
+                batch.advantages,
+                batch.mask,
+                entropy=entropy if config.grpo.alpha else None,
+                alpha=config.grpo.alpha,
+                clip_low=variant.clip_low,
+                clip_high=variant.clip_high,
+                reduction=variant.reduction,
+                normaliser=normaliser,
+            )
+            _refuse_non_finite(learner, step, {"loss": result.loss})
+            accelerator.backward(result.loss * accelerator.num_processes)
         loss += result.loss.item()
         tokens += result.tokens
         clipped += result.clip_fraction * result.tokens
         ratios += result.mean_ratio * result.tokens
-    norm = _take_step(learner, step) if batches else 0.0
+    norm = _take_step(learner, step) if rounds else 0.0
     return {
         "loss": loss,
         "grad_norm": norm,
@@ -301,16 +330,14 @@ def train_step(learner: Learner, task: Task, step: int) -> StepRecord:
         batch=settings.batch,
     )
     sampled = time.perf_counter()
-    rewards = reward_table(traces, config, step=step)
-    scores = advantages(rewards, scale=variant.scale)
-    mixed = informative_groups(rewards)
-    used = [i for i in range(len(traces)) if mixed[i] or not variant.drop_uniform]
+    rewards = reward_table(traces, step=step)
+    scores = score(traces, rewards, config)
+    drop = ~informative_groups(rewards) & variant.drop_uniform
     metrics: dict[str, float] = {}
     for part in range(config.grpo.updates):
-        rows = used[part :: config.grpo.updates]
-        if rows:
-            chosen = samples_of([traces[i] for i in rows], scores[rows])
-            metrics = update(learner, chosen, step=step)
+        rows = slice(part, None, config.grpo.updates)
+        chosen = samples_of(traces[rows], scores[rows], dropped=drop[rows].tolist())
+        metrics = update(learner, chosen, step=step)
     seconds = {"rollout": sampled - begin, "update": time.perf_counter() - sampled}
     metrics = {"step": float(step), **_summary(traces, task), **metrics}
     metrics |= {f"{name}_seconds": round(value, 3) for name, value in seconds.items()}

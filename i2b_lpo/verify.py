@@ -2,21 +2,22 @@ r"""Model text → last ``\boxed{…}`` → verdict: the reward of a rollout.
 
 Two stages decide whether an answer equals the gold answer:
 
-1. **Exact, here, in microseconds.** Integers, fractions, decimals, powers and their sums and products
-   are compared as `fractions.Fraction`; texts such as ``\text{Monday}`` and clock times as what they
-   say; anything else is correct when both are the same string after notation is unified. No
-   dependency, no recursion without a bound, and no number larger than `MAX_BITS`.
-2. **math-verify, in a child process** (`i2b_lpo._verify_worker`) with a wall-clock and a memory limit,
-   for all the rest: roots, polynomials, intervals, matrices, sets, equations.
+1. **Exact, here, in microseconds.** Integers, fractions, decimals, and their sums, products and
+   powers are compared as `fractions.Fraction`; words such as ``\text{Monday}`` and times of day as
+   what they say; anything else is correct if both are the same string in one notation. Needs no
+   dependency, and no number grows beyond `MAX_BITS`.
+2. **math-verify, in a child process** (`i2b_lpo._verify_worker`) with limits of time and memory,
+   for the rest: roots, polynomials, intervals, matrices, sets, equations.
 
-What is accepted on purpose: a unit, a currency or a variable's name that only one side writes (``18`` =
-``\$18`` = ``18\text{ eggs}`` = ``x=18``), a missing percent or degree sign (``20\%`` = ``20`` = ``0.2``), a base
-written in the gold answer alone (``37_8`` = ``37``), unsimplified arithmetic (``6/8`` = ``3/4``).
+Accepted on purpose: a unit, a currency or a variable's name on one side only (``18`` = ``\$18`` =
+``18\text{ eggs}`` = ``x=18``), whatever the unit; a missing percent or degree sign (``20\%`` =
+``20`` = ``0.2``); a base that only the gold answer names (``37_8`` = ``37``); unsimplified
+arithmetic (``6/8`` = ``3/4``).
 
-What is not exact: stage 2 takes a decimal for an irrational number when they agree to six digits, an open
-interval for the pair of its ends, and a set for a tuple of its members; it reads ``i`` as a letter, so
-``(1+i)^2 = 2i`` is not found. Inequalities are compared by math-verify alone. Stage 1 does not round:
-``0.333333`` is not ``1/3``.
+What remains inexact in stage 2: a decimal counts for an irrational number when they agree to six
+digits; a list is a set, and ``(1,2)`` is as well the open interval as the pair; ``i`` is always the
+imaginary unit; ``1/2\pi`` is ``1/(2π)``; equations are compared over the real numbers, inequalities
+by math-verify alone. Stage 1 does not round: ``0.333333`` is not ``1/3``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,15 @@ from typing import Literal
 
 from i2b_lpo._verify_worker import Outcome, shared_pool
 
-__all__ = ["Reason", "Verdict", "equivalent", "extract_boxed", "gsm8k_gold", "verify", "verify_batch"]
+__all__ = [
+    "Reason",
+    "Verdict",
+    "equivalent",
+    "extract_boxed",
+    "gsm8k_gold",
+    "verify",
+    "verify_batch",
+]
 
 Reason = Literal["correct", "wrong", "no_answer", "unparsable", "timeout", "too_long"]
 
@@ -48,9 +57,9 @@ class Verdict:
 
     Attributes:
         correct: whether the answer equals the gold answer; the reward is ``float(correct)``.
-        reason: ``correct``; ``wrong``; ``no_answer``: no balanced, non-empty box; ``unparsable``: not
-            LaTeX that math-verify can read; ``timeout``: the comparison went over its time or memory;
-            ``too_long``: more than `max_characters`.
+        reason: ``correct``; ``wrong``; ``no_answer``: no balanced box, or an empty one;
+            ``unparsable``: not LaTeX that math-verify can read; ``timeout``: more time or memory
+            than a comparison may take; ``too_long``: more than `max_characters`.
         answer: the content of the last balanced ``\boxed{…}`` as written, None if there is none.
     """
 
@@ -79,7 +88,7 @@ def verify(
     Raises:
         ValueError: `gold` is empty or too long, an argument is not a string, or `timeout` is not a
             positive number.
-        ImportError: the comparison needs math-verify and it is not installed.
+        RuntimeError: the comparison needs math-verify, and its process does not start.
 
     Example:
         >>> verify("18", r"so she makes \boxed{\$18.00} a day")
@@ -97,10 +106,11 @@ def verify_batch(
     timeout: float = 5.0,
     max_characters: int = MAX_CHARACTERS,
 ) -> list[Verdict]:
-    r"""Judge many texts, each against its gold answer, within about twice `timeout` in total.
+    r"""Judge many texts, each against its gold answer.
 
-    Numbers and repeated answers cost microseconds. The others share the workers: each gets an equal part
-    of the time, at most `timeout`, so a few that hang cannot make the others time out.
+    Numbers and repeated answers cost microseconds. The others share the workers within twice
+    `timeout` for each 64 of them: an equal part each, at most `timeout`, so that a few which hang
+    do not take the time of the rest.
 
     Args:
         golds: B reference answers.
@@ -113,7 +123,7 @@ def verify_batch(
 
     Raises:
         ValueError: as `verify`, or the lengths differ.
-        ImportError: as `verify`.
+        RuntimeError: as `verify`.
 
     Example:
         >>> [v.reason for v in verify_batch(["3/4", "7"], [r"\boxed{0.75}", r"\boxed{8}"])]
@@ -123,8 +133,7 @@ def verify_batch(
         raise ValueError(
             f"give one gold answer for each text, not {len(golds)} for {len(texts)} texts"
         )
-    if not (isinstance(timeout, int | float) and 0 < timeout < math.inf):
-        raise ValueError(f"timeout is {timeout!r}; give a positive number of seconds")
+    _check_timeout(timeout)
     references = [_gold_form(gold, max_characters) for gold in golds]
     for text in texts:
         if not isinstance(text, str):
@@ -149,28 +158,33 @@ def verify_batch(
             timeout,
         )
     )
-    verdicts = []
-    for answer, reason in zip(answers, early, strict=True):
-        final = reason or next(decided)
-        verdicts.append(Verdict(final == "correct", final, answer))
-    return verdicts
+    reasons: list[Reason] = [next(decided) if reason is None else reason for reason in early]
+    return [
+        Verdict(reason == "correct", reason, answer)
+        for reason, answer in zip(reasons, answers, strict=True)
+    ]
 
 
 def equivalent(a: str, b: str, *, timeout: float = 5.0) -> bool:
     r"""Return whether two answers (bare or boxed) are the same: one vote for majority@k.
 
-    The order of the arguments does not matter. Answers too long to compare are the same only if they are
-    the same string.
+    The order of the arguments does not matter. Answers longer than `MAX_CHARACTERS` are the same
+    only if they are the same string; what cannot be read or decided in time is not the same.
 
     Args:
         a: an answer.
         b: another one.
         timeout: wall-clock seconds for the comparison.
 
+    Raises:
+        ValueError: an answer is not a string, or `timeout` is not a positive number.
+        RuntimeError: as `verify`.
+
     Example:
         >>> equivalent(r"\frac{1}{2}", "0.5"), equivalent("12", "21")
         (True, False)
     """
+    _check_timeout(timeout)
     a, b = sorted(_unboxed(side).strip() for side in (a, b))
     if a == b:
         return True
@@ -204,8 +218,9 @@ _BRACES = re.compile(r"(\\++)(boxed\s*+\{|[{}])?|[{}]")
 def extract_boxed(text: str) -> str | None:
     r"""Return the content of the last balanced ``\boxed{…}``, None if there is none.
 
-    One pass over the text, whatever is in it. The last box is the one that begins last, so the inner of
-    two nested ones; a box that never closes is passed over; ``\{`` and ``\}`` do not count as braces.
+    One pass over the text, whatever is in it. The last box is the one that begins last, so the
+    inner of two nested ones; a box that never closes is passed over; ``\{`` and ``\}`` are no
+    braces.
 
     Example:
         >>> extract_boxed(r"\boxed{1}, no: \boxed{\frac{1}{2}}, or \boxed{3")
@@ -234,7 +249,7 @@ def extract_boxed(text: str) -> str | None:
     return None if last is None else text[last[0] : last[1]]
 
 
-# ------------------------------------------------------------------------------------- the two stages
+# --------------------------------------------------------------------------------- the two stages
 
 
 @dataclass(frozen=True)
@@ -279,7 +294,8 @@ def _stage_one(gold: _Form, answer: _Form) -> bool | None:
         return same_time and (ours[3] == theirs[3] or not (ours[3] and theirs[3]))
     if _DROPPED.findall(gold.text) != _DROPPED.findall(answer.text):
         return False
-    return None
+    links = [set(_LINK.findall(form.text)) for form in (gold, answer)]
+    return False if all(links) and links[0] != links[1] else None
 
 
 def _same_number(gold: _Form, answer: _Form) -> bool:
@@ -293,7 +309,7 @@ def _same_number(gold: _Form, answer: _Form) -> bool:
     return whole.number in (part.number, Fraction(part.number or 0) / 100)
 
 
-# ------------------------------------------------------------------------- one notation for each answer
+# --------------------------------------------------------------------- one notation for each answer
 
 _UNICODE = {
     **dict.fromkeys("‐‑‒–—−﹣", "-"),
@@ -313,12 +329,12 @@ _SIZES = re.compile(
     r"\\(?:left|right)(?:\.|(?![A-Za-z]))|\\(?:[bB]igg?[lr]?|displaystyle)(?![A-Za-z])"
     r"|(?<!\\)\\[!()\[\]]|\\?\$"
 )
-_FONT = re.compile(
-    r"\\(?:math(?:rm|bf|it|sf)|text(?:bf|it|rm|sf|normal)|[mh]box)\s*(?=\{)"
-)
+_FONT = re.compile(r"\\(?:math(?:rm|bf|it|sf)|text(?:bf|it|rm|sf|normal)|[mh]box)\s*(?=\{)")
 _AND = re.compile(r"\s*(?:\\text\{[\s,;]*(?:and|or)\s*\}|,?\s(?:and|or)(?=\s))\s*")
+_INEQUALITY = re.compile(r"[<>]|\\(?:[lg](?:eq?|eqslant|t)|neq?)(?![A-Za-z])")
+_LINK = re.compile(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 _HALF_DAY = re.compile(r"\s*(?:\\text\{\s*)?([ap])\.?\s?m\b\.?\s*\}?$", re.IGNORECASE)
-_UNIT = re.compile(r"(?<=[\w)}\]%])\\text\{([^{}]*)\}(?:\^(?:\d|\{\d\}))?$")
+_UNIT = re.compile(r"(?<=[\w)}\]%])(?:(?:/|\\cdot )?\\text\{[^{}]*\}(?:\^(?:\d|\{-?\d\}))?)+$")
 _BARE_UNIT = re.compile(
     r"(?:(?<=[\d }%])(?:[mck]m|[mk]?g|m[lL]|ft|lbs?|oz|hrs?|min|mph|sq)\b"
     r"|(?<=[ }%])[A-Za-z]{3,})[A-Za-z. ]*(?:\^(?:\d|\{\d\}))?$"
@@ -332,6 +348,11 @@ _NAME = re.compile(r"([A-Za-z]|\\[a-z]+)((?:_(?:\w|\{\w+\}))?)(?:=|\\approx)(?=[
 _BASE = re.compile(r"(-?\d+)_(?:(\d)|\{(\d+)\})")
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?([ap]m)?")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
+
+
+def _check_timeout(timeout: float) -> None:
+    if not (isinstance(timeout, int | float) and 0 < timeout < math.inf):
+        raise ValueError(f"timeout is {timeout!r}; give a positive number of seconds")
 
 
 def _unboxed(answer: str) -> str:
@@ -408,17 +429,19 @@ def _unified(answer: str) -> str:
     text = _SIZES.sub("", _GROUP_GAP.sub("", text))
     if not re.search(r"[(\[]|\\\{", text):  # within brackets a comma separates
         text = _GROUP_COMMA.sub(lambda match: match[0].replace(",", ""), text)
-    text = _GAP.sub(" ", text)
+    text = re.sub(r" +", " ", _GAP.sub(" ", text))
     text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
     text = re.sub(r"\\frac\s*\\pi(?![A-Za-z])\s*", r"\\frac{\\pi}", text)
     text = _FONT.sub(r"\\text", text)
+    text = re.sub(r"\\text\{([ei])\}", r" \1", text)  # upright constants, not units
     text = re.sub(r"\\text\{([^{}A-Za-z\\]*)\}", r"\1", text)
-    text = _AND.sub(",", text)
+    if not _INEQUALITY.search(text):  # there "and" is not "or"
+        text = _AND.sub(",", text)
     text = re.sub(r",\s*(?=,)", "", text)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])", r"^\\circ", text)
     text = re.sub(r"(?<!\\)%", r"\\%", text)
     # A space between two letters or digits separates; every other one is for the eye.
-    text = re.sub(r" +(?![A-Za-z0-9])|(?<![A-Za-z0-9]) +", "", re.sub(r" +", " ", text))
+    text = re.sub(r" (?![A-Za-z0-9])|(?<![A-Za-z0-9]) |(?<=\d) (?=[A-Za-z]\b)", "", text)
     text = _HALF_DAY.sub(lambda m: f"{m[1].lower()}m", text) if ":" in text else text
     text = text.lstrip(" ").rstrip(" .,;:")
     text = _GROUP_SPACE.sub(lambda match: match[1] + match[2].replace(" ", ""), text)
@@ -450,7 +473,7 @@ def _words(text: str) -> tuple[tuple[str, ...] | None, bool]:
     return tuple(words), not re.search(r"[A-Za-z0-9]", outside)
 
 
-# ------------------------------------------------------------------------------------- exact arithmetic
+# --------------------------------------------------------------------------------- exact arithmetic
 
 
 def _rational(text: str) -> Fraction | None:
@@ -553,7 +576,7 @@ class _Reader:
             whole, start, period = repeating.groups()
             shift = 10 ** len(start)
             nines = 10 ** len(period) - 1
-            return Fraction(int(f"0{whole}{start}")) / shift + Fraction(int(period), nines * shift)
+            return Fraction(int(f"0{whole}{start}"), shift) + Fraction(int(period), nines * shift)
         literal = self._match(_LITERAL)
         if literal is None:
             raise _NotRationalError
@@ -605,4 +628,4 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
         raise _NotRationalError
     if abs(exponent.numerator) * _bits(base) > MAX_BITS:
         raise _NotRationalError
-    return Fraction(base ** exponent.numerator)
+    return Fraction(base**exponent.numerator)

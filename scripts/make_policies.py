@@ -1,7 +1,7 @@
 """Make the bundled policies from nothing, measure them and write their cards.
 
     python scripts/make_policies.py base     # pretrain from random weights      10 min, 1 core
-    python scripts/make_policies.py grpo     # GRPO from the base to its plateau 15 min, 1 core
+    python scripts/make_policies.py grpo     # GRPO from the base to its plateau 10 min, 1 core
     python scripts/make_policies.py cards    # measure both, write cards          2 min, 1 core
 
 Minutes on one thread of a 2-core AMD EPYC. Weights are stored in bfloat16 and measured as stored.
@@ -30,7 +30,14 @@ from i2b_lpo.train import train
 
 COLLAPSE_STEPS = 250
 CARD_QUESTIONS = 400
-SUMMED = ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json")
+SUMMED = (
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
 
 
 def store(folder: Path) -> None:
@@ -51,11 +58,15 @@ def make_base() -> None:
     store(folder)
 
 
-def make_grpo(work: Path) -> None:
+def make_grpo(run: Path) -> None:
     config = dataclasses.replace(preset("tiny"), steps=COLLAPSE_STEPS)
-    policy = load_policy(config.policy)
-    train(config, policy, load_task(config.task), output=work)
-    policy.model.to(torch.bfloat16)
+    finished = run / "policy"
+    if finished.is_dir():  # pilot B's first seed is this very run: don't train it twice
+        if json.loads((run / "config.json").read_text()) != config.to_json():
+            raise SystemExit(f"{run} was trained with other settings; name another folder.")
+    else:
+        train(config, load_policy(config.policy), load_task(config.task), output=run)
+    policy = load_policy(finished, dtype=torch.bfloat16, instruction="")
     folder = asset_path("tiny-grpo")
     save_policy(policy, folder)
     (folder / "training.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
@@ -134,14 +145,14 @@ over questions].
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("base", "grpo", "cards"))
-    parser.add_argument("--work", type=Path, default=Path("runs/make-grpo"), help="run folder")
+    parser.add_argument("--run", type=Path, default=Path("runs/make-grpo"), help="run folder")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.what == "base":
         make_base()
     elif arguments.what == "grpo":
-        make_grpo(arguments.work)
+        make_grpo(arguments.run)
     else:
         for name in ("tiny-base", "tiny-grpo"):
             measure(name)

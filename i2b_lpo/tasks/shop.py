@@ -94,11 +94,19 @@ def _grid(keep: int, part: int) -> Derivation:
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way to a product: how often solutions use it, on which factor, and its lines."""
+    """One way to a product.
 
-    share: float
+    Attributes:
+        habit: how often a solution by habit uses it, relative to the others that apply.
+        practice: the same for practice; a strategy practised and seldom used is rare but reliable.
+        applies: whether it can take this factor (the second) apart.
+        derive: its lines; None if it states the value at once.
+    """
+
+    habit: float
+    practice: float
     applies: Callable[[int, int], bool]
-    derive: Callable[[int, int], Derivation] | None  # None: the value is stated at once
+    derive: Callable[[int, int], Derivation] | None
 
 
 def _in_times_table(part: int) -> bool:
@@ -106,15 +114,15 @@ def _in_times_table(part: int) -> bool:
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "Guess": Strategy(0.26, lambda keep, part: True, None),
-    "Split": Strategy(0.30, lambda keep, part: part > 10 and part % 10 != 0, _split),
-    "Round": Strategy(0.22, lambda keep, part: part > 10 and part % 10 >= 6, _round),
-    "Factor": Strategy(0.18, lambda keep, part: _in_times_table(part), _factor),
+    "Guess": Strategy(0.26, 0.15, lambda keep, part: True, None),
+    "Split": Strategy(0.30, 0.15, lambda keep, part: part > 10 and part % 10 != 0, _split),
+    "Round": Strategy(0.22, 0.15, lambda keep, part: part > 10 and part % 10 >= 6, _round),
+    "Factor": Strategy(0.18, 0.15, lambda keep, part: _in_times_table(part), _factor),
     "Grid": Strategy(
-        0.06, lambda keep, part: min(keep, part) > 10 and keep % 10 * (part % 10) != 0, _grid
+        0.06, 0.60, lambda keep, part: min(keep, part) > 10 and keep % 10 * (part % 10) != 0, _grid
     ),
 }
-"""Strategies by the word that opens them. Guess is short and unreliable, Grid rare and reliable."""
+"""Strategies by the word that opens them. Guess is short and unreliable; Grid long, rare, reliable."""
 
 
 # --- problems -----------------------------------------------------------------------------------
@@ -253,7 +261,8 @@ def _choose(a: int, b: int, rng: random.Random, by_habit: bool) -> tuple[str, in
         for name, strategy in STRATEGIES.items()
     }
     names = [name for name, found in factors.items() if found]
-    name = rng.choices(names, [STRATEGIES[n].share if by_habit else 1 for n in names])[0]
+    weights = [STRATEGIES[n].habit if by_habit else STRATEGIES[n].practice for n in names]
+    name = rng.choices(names, weights)[0]
     return name, *rng.choice(factors[name])
 
 
@@ -263,7 +272,7 @@ def write_solution(problem: Problem, rng: random.Random, *, by_habit: bool = Tru
     Args:
         problem: the numbers.
         rng: source of randomness.
-        by_habit: choose strategies by their `share`; otherwise each that applies equally often.
+        by_habit: choose strategies by `Strategy.habit`; otherwise by `Strategy.practice`.
     """
     lines: list[str] = []
     for a, b in problem.products:

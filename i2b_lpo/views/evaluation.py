@@ -204,8 +204,11 @@ def _marks(
 # --- strategies ---------------------------------------------------------------------------------
 
 
+UNUSED = {"share": 0.0, "product_right": None, "trace_right": None, "count": 0}
+
+
 def strategy_shares(evaluations: Evaluations) -> View:
-    """How often each strategy is used, and how often the traces with it are right.
+    """How often each strategy is used, and how often it gives the true product.
 
     Args:
         evaluations: policy name → `Evaluation.to_json()`.
@@ -220,15 +223,10 @@ def strategy_shares(evaluations: Evaluations) -> View:
     thick = 0.8 / len(evaluations)
     sentences = []
     table = []
-    most = 0.0
     for place, (policy, evaluation) in enumerate(evaluations.items()):
-        cells = [evaluation["strategies"].get(name, (0.0, None, 0)) for name in names]
-        shares, accuracies, uses = zip(*cells, strict=True)
-        right = [
-            "not used" if accuracy is None else f"{percent(accuracy)} of {count}"
-            for accuracy, count in zip(accuracies, uses, strict=True)
-        ]
-        most = max(most, *shares)
+        uses = [evaluation["strategies"].get(name, UNUSED) for name in names]
+        shares = [percent(use["share"]) for use in uses]
+        right = [_of(use["product_right"], use["count"]) for use in uses]
         bars = {
             "y": [at - 0.4 + thick * (place + 0.5) for at in range(len(names))],
             "orientation": "h",
@@ -239,31 +237,35 @@ def strategy_shares(evaluations: Evaluations) -> View:
             "textfont": {"size": 12},
             "cliponaxis": False,
             "hovertext": [
-                f"{escape(policy, 40)}, {escape(name, 24)}<br>{escape(percent(share))} of all uses"
-                f"<br>right: {escape(text)}"
+                f"{escape(policy, 40)}, {escape(name, 24)}<br>{escape(share)} of all uses<br>"
+                f"right: {escape(text)}"
                 for name, share, text in zip(names, shares, right, strict=True)
             ],
             "hoverinfo": "text",
             "marker": hatched(looks[policy]),
             "row": 1,
         }
-        figure.add_bar(**bars, col=1, x=shares, text=[escape(percent(share)) for share in shares])
+        figure.add_bar(
+            **bars, col=1, x=[use["share"] for use in uses], text=list(map(escape, shares))
+        )
         figure.add_bar(
             **bars,
             col=2,
-            x=[accuracy or 0.0 for accuracy in accuracies],
-            text=[escape(text) for text in right],
+            x=[use["product_right"] or 0.0 for use in uses],
+            text=list(map(escape, right)),
             showlegend=False,
         )
-        rows = list(zip(names, map(percent, shares), right, strict=True))
-        table += [(name, policy, share, text) for name, share, text in rows]
-        sentences.append(
-            f"{policy}: "
-            + ", ".join(f"{name} {share} (right: {text})" for name, share, text in rows)
-        )
+        rows = list(zip(names, shares, right, uses, strict=True))
+        table += [
+            (name, policy, share, text, _of(use["trace_right"], use["count"]))
+            for name, share, text, use in rows
+        ]
+        parts = [f"{name} {share} (right: {text})" for name, share, text, _ in rows]
+        sentences.append(f"{policy}: {', '.join(parts)}")
     heading(figure, "share of all uses", row=1, col=1)
-    heading(figure, "traces with it that are right", row=1, col=2)
+    heading(figure, "uses that gave the true product", row=1, col=2)
     ticks = [0, 0.25, 0.5, 0.75, 1]
+    most = max(use["share"] for e in evaluations.values() for use in e["strategies"].values())
     figure.update_xaxes(tickvals=ticks, ticktext=[escape(percent(tick, 0)) for tick in ticks])
     figure.update_xaxes(range=[0, 1.25 * most], row=1, col=1)
     figure.update_xaxes(range=[0, 1.4], row=1, col=2)
@@ -284,6 +286,12 @@ def strategy_shares(evaluations: Evaluations) -> View:
     )
     return View(
         figure,
-        "Strategies by share of all uses: " + "; ".join(sentences) + ".",
-        (("strategy", "policy", "share of uses", "right"), *table),
+        "Strategies by share of all uses, and how often they gave the true product: "
+        + "; ".join(sentences)
+        + ".",
+        (("strategy", "policy", "share of uses", "product right", "whole trace right"), *table),
     )
+
+
+def _of(share: float | None, count: int) -> str:
+    return "not used" if share is None else f"{percent(share)} of {count}"

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from i2b_lpo.trace import Rollout, Trace
 from i2b_lpo.views.base import DIVERGING, INK, MUTED, NEUTRAL, STYLES, View, heading, shade, styled
-from i2b_lpo.views.text import escape, number
+from i2b_lpo.views.text import escape, number, signed
 
 __all__ = ["group_advantages"]
 
@@ -31,7 +31,7 @@ def group_advantages(trace: Trace, advantages: Sequence[float]) -> View:
             f"{count} rollouts."
         )
     signs = [_sign(rollout) for rollout in trace.rollouts]
-    signed = [f"{a:+z.2f}".replace("-", "−") for a in advantages]
+    shown = [signed(a, 2) for a in advantages]
     lengths = [len(rollout) for rollout in trace.rollouts]
     reach = max(0.5, *map(abs, advantages))
     figure = make_subplots(
@@ -52,7 +52,7 @@ def group_advantages(trace: Trace, advantages: Sequence[float]) -> View:
         **bars,
         col=1,
         x=list(advantages),
-        text=signed,
+        text=shown,
         marker={
             "color": [shade((a / reach + 1) / 2, DIVERGING) for a in advantages],
             "line": {"color": INK, "width": 1},
@@ -92,7 +92,7 @@ def group_advantages(trace: Trace, advantages: Sequence[float]) -> View:
     rows = [
         (str(i), sign, a, str(length), "yes" if rollout.finished else "no")
         for i, ((sign, _), a, length, rollout) in enumerate(
-            zip(signs, signed, lengths, trace.rollouts, strict=True)
+            zip(signs, shown, lengths, trace.rollouts, strict=True)
         )
     ]
     return View(

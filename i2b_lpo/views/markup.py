@@ -35,7 +35,8 @@ figcaption { margin: .25rem 0 .5rem; }
 summary { cursor: pointer; color: #005a8c; }
 table { border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .2rem .9rem .2rem 0;
-  border-bottom: 1px solid #e0e0e0; white-space: pre-wrap; overflow-wrap: break-word; max-width: 40rem; }
+  border-bottom: 1px solid #e0e0e0; white-space: pre-wrap; overflow-wrap: break-word;
+  max-width: 40rem; }
 th { font-weight: 600; }
 pre, code { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
   font-size: .9em; }

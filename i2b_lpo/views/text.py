@@ -5,13 +5,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping
 
-__all__ = ["escape", "interval", "label", "number", "percent", "visible"]
+__all__ = ["escape", "interval", "label", "number", "percent", "signed", "visible"]
 
 
 def visible(text: str, limit: int = 0) -> str:
     r"""`text` on one line with every character that could hide or act written out.
 
-    Control characters become their pictures, direction marks, lone surrogates and the like become
+    Control characters, direction marks, unusual blanks, lone surrogates and the like become
     escapes. The result is plain text: whoever puts it into HTML still escapes it.
 
     Args:
@@ -19,23 +19,30 @@ def visible(text: str, limit: int = 0) -> str:
         limit: longest result in characters, ``…`` included; 0 for any.
 
     Example:
-        >>> print(visible("a\nb\0\u202e"))
-        a↵b␀\u202e
+        >>> print(visible("a\nb\t\0\u202e"))
+        a↵b⇥\x00\u202e
     """
     shown = "".join(map(_shown, text))
     return shown if not limit or len(shown) <= limit else shown[: limit - 1] + "…"
 
 
 def _shown(char: str) -> str:
+    if char in _MARKS:
+        return _MARKS[char]
+    if unicodedata.category(char) not in _HIDDEN:
+        return char
     code = ord(char)
-    if char == "\n":
-        return "↵"
-    if code < 32 or code == 127:
-        return chr(0x2400 + code) if code < 32 else "␡"
-    hidden = unicodedata.category(char) in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs")
-    if hidden and char != " ":
-        return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-    return char
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )
+
+
+_MARKS = {" ": " ", "\n": "↵", "\t": "⇥"}
+_HIDDEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs")
 
 
 # Plotly reads a little HTML, entities and %{…} in nearly every text, and MathJax reads $…$.
@@ -73,6 +80,18 @@ def number(value: float | None, digits: int | None = None) -> str:
     return f"{value:z.{digits}f}"
 
 
+def signed(value: float, digits: int | None = None) -> str:
+    """A rounded number with its sign; none for zero.
+
+    Example:
+        >>> signed(0.25), signed(-0.25, 1), signed(-0.0001, 2)
+        ('+0.250', '−0.2', '0.00')
+    """
+    shown = number(value, digits)
+    zero = not shown.strip("-0.")
+    return shown if zero else shown.replace("-", "−", 1) if value < 0 else f"+{shown}"
+
+
 def percent(share: float, digits: int = 1) -> str:
     """A share as plain text.
 
@@ -101,6 +120,8 @@ _NAMES = {
     "rep4": "repetition (rep-4)",
     "rep-4": "repetition (rep-4)",
     "reward": "mean reward",
+    "solved": "questions solved at least once",
+    "uniform_groups": "groups of equal reward",
 }
 
 

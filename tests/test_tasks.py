@@ -1,0 +1,350 @@
+"""Tasks: reproducible questions, stateless batches, splits, and rows of every kind of file."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from i2b_lpo.tasks import BENCHMARKS, GeneratedTask, ListTask, load_task, own_question
+from i2b_lpo.tasks.shop import parse_problem
+from i2b_lpo.trace import Question
+
+BUNDLED = ("shop", "product")
+SPLITS = ("train", "validation", "test")
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def pairs(count: int) -> list[dict[str, str]]:
+    return [{"question": f"q{i}", "answer": str(i)} for i in range(count)]
+
+
+# --- the bundled tasks ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+@pytest.mark.parametrize("split", SPLITS)
+def test_generated_questions_are_different_and_the_same_for_one_seed(name: str, split: str) -> None:
+    task = load_task(name)
+    assert task.name == name
+    questions = task.questions(split, 200, seed=3)
+    assert len({q.text for q in questions}) == len(questions) == 200
+    assert {parse_problem(q.text).split for q in questions} == {split}
+    assert questions == load_task(name).questions(split, 200, seed=3)
+    assert questions[:50] == task.questions(split, 50, seed=3)
+    assert questions != task.questions(split, 200, seed=4)
+    assert task.questions(split, 0, seed=3) == []
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_generated_batch_depends_on_seed_and_step_alone(name: str) -> None:
+    task = load_task(name)
+    in_order = [task.batch(step, 8, seed=1) for step in range(4)]
+    assert load_task(name).batch(3, 8, seed=1) == in_order[3]
+    assert task.batch(0, 8, seed=1) == in_order[0]
+    assert len({tuple(q.text for q in batch) for batch in in_order}) == 4
+    assert task.batch(0, 8, seed=2) != in_order[0]
+    assert all(len(batch) == 8 for batch in in_order)
+    assert {parse_problem(q.text).split for batch in in_order for q in batch} == {"train"}
+
+
+def test_more_questions_than_there_are_is_an_error() -> None:
+    def three(_split: str, rng: random.Random) -> Iterator[Question]:
+        for _ in range(300_000):
+            text = rng.choice("abc")
+            yield Question(text, text, "1")
+        raise AssertionError("still drawing after 300 000 questions, of which 3 differ")
+
+    task = GeneratedTask("three", three)
+    assert {q.text for q in task.questions("train", 3, seed=0)} == set("abc")
+    with pytest.raises(ValueError, match="ask for fewer"):
+        task.questions("train", 4, seed=0)
+
+
+def test_bundled_tasks_label_traces_and_others_dont() -> None:
+    task = load_task("product")
+    question = Question("1", "What is 23*14?", "322")
+    labels = task.label(question, "Guess 322\n\\boxed{322}")
+    assert labels is not None
+    assert labels.signature == "Guess"
+    assert labels.well_formed
+    assert ListTask("mine", {}).label(question, "Guess 322") is None
+
+
+def test_an_unknown_split_of_a_bundled_task_is_refused() -> None:
+    with pytest.raises(ValueError, match="Unknown split 'dev'"):
+        load_task("shop").questions("dev", 1, seed=0)
+
+
+def test_a_question_typed_by_hand() -> None:
+    question = own_question(" Mia buys 23 pens at $14 and 37 cups at $6. What is the cost?\n")
+    assert question.text == "Mia buys 23 pens at $14 and 37 cups at $6. What is the cost?"
+    assert (question.answer, question.task) == ("544", "shop")
+    assert own_question("What is 12*34?").answer == "408"
+    with pytest.raises(ValueError, match="write it like"):
+        own_question("How many pens?")
+
+
+# --- lists of questions ---------------------------------------------------------------------------
+
+
+def listed(count: int) -> ListTask:
+    rows = [Question(str(i), f"q{i}", str(i)) for i in range(count)]
+    return ListTask("mine", {"train": rows, "test": rows[:2], "validation": []})
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 10])
+def test_an_epoch_has_every_row_once_and_the_next_another_order(size: int) -> None:
+    task = listed(7)
+    drawn = [q.text for step in range(21) for q in task.batch(step, size, seed=5)][:21]
+    epochs = [drawn[i : i + 7] for i in range(0, len(drawn), 7)]
+    assert all(sorted(epoch) == [f"q{i}" for i in range(7)] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+    assert task.batch(2, size, seed=5) == listed(7).batch(2, size, seed=5), "a resumed run differs"
+    if size > 1:
+        assert task.batch(0, size, seed=5) != task.batch(0, size, seed=6)
+
+
+def test_questions_of_a_list_are_a_sample_without_repetition() -> None:
+    task = listed(20)
+    questions = task.questions("train", 15, seed=0)
+    assert len({q.id for q in questions}) == 15
+    assert questions == listed(20).questions("train", 15, seed=0)
+    assert questions != task.questions("train", 15, seed=1)
+    assert sorted(q.id for q in task.questions("test", 2, seed=0)) == ["0", "1"]
+
+
+def test_a_list_says_what_it_has() -> None:
+    task = listed(4)
+    with pytest.raises(ValueError, match="no questions in split 'dev'; it has train, test"):
+        task.questions("dev", 1, seed=0)
+    with pytest.raises(ValueError, match="no questions in split 'validation'"):
+        task.questions("validation", 1, seed=0)
+    with pytest.raises(ValueError, match="holds 4 questions, 5 were asked for; ask for fewer"):
+        task.questions("train", 5, seed=0)
+    with pytest.raises(ValueError, match="no questions in split 'train'; it has test"):
+        ListTask("mine", {"test": task.splits["test"]}).batch(0, 1, seed=0)
+
+
+# --- files of one's own ---------------------------------------------------------------------------
+
+
+def all_of(task: Any) -> list[Question]:
+    assert isinstance(task, ListTask)
+    return [q for rows in task.splits.values() for q in rows]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_a_file_becomes_train_and_held_out_questions(suffix: str, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = pairs(25)
+    rows[3] = {"problem": "p3", "answer": 3, "level": "Level 4"}
+    path = tmp_path / f"mine{suffix}"
+    if suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    else:
+        write(path, *rows)
+    task = load_task(str(path))
+    assert isinstance(task, ListTask)
+    assert task.name == "mine"
+    train, held_out = (task.splits[name] for name in ("train", "validation"))
+    assert (len(train), len(held_out)) == (22, 3)
+    assert not {q.text for q in train} & {q.text for q in held_out}
+    everything = sorted(all_of(task), key=lambda q: int(q.text[1:]))
+    assert [(q.text, q.answer, q.level) for q in everything] == [
+        ("p3" if i == 3 else f"q{i}", str(i), 4 if i == 3 else 0) for i in range(25)
+    ]
+    assert len({q.id for q in everything}) == 25
+    assert {q.task for q in everything} == {"mine"}
+
+
+def test_a_file_in_the_home_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "mine.jsonl", *pairs(3))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(all_of(load_task("~/mine.jsonl"))) == 3
+
+
+def test_json_strings_may_hold_line_separators(tmp_path: Path) -> None:
+    odd = "a\u2028b\u2029c\x85d\x0be\u001cf"
+    path = write(tmp_path / "odd.jsonl", *({"question": f"{odd}{i}", "answer": "é"} for i in "12"))
+    assert sorted(q.text for q in all_of(load_task(str(path)))) == [f"{odd}1", f"{odd}2"]
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n\r\n"))
+    assert sorted(q.text for q in all_of(load_task(str(path)))) == [f"{odd}1", f"{odd}2"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        5,
+        None,
+        "question answer",
+        ["question", "answer"],
+        {},
+        {"question": "q"},
+        {"answer": "1"},
+        {"problem": "q"},
+        {"question": "q", "answer": None},
+        {"question": None, "answer": "1"},
+        {"question": "q", "answer": ""},
+        {"question": " ", "answer": "1"},
+    ],
+    ids=str,
+)
+def test_a_row_without_text_or_answer_is_named(row: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", *pairs(2), row)
+    with pytest.raises(ValueError, match=r"^mine.*, row 3: ") as caught:
+        load_task(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_answer_of_zero_is_an_answer(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", {"question": "q", "answer": 0})
+    assert [q.answer for q in all_of(load_task(str(path)))] == ["0"]
+    write(tmp_path / "test.jsonl", {"problem": "q", "answer": 0, "solution": r"\boxed{7}"})
+    assert [q.answer for q in all_of(load_task("aime24", path=tmp_path))] == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("mine.jsonl", "", "holds no list of questions"),
+        ("mine.json", "[]", "holds no list of questions"),
+        ("mine.json", '{"question": "q", "answer": "1"}', "holds no list of questions"),
+        ("mine.json", "[{]", "Can't read"),
+        ("mine.json", "\ufeff[]", "Can't read"),
+        ("mine.jsonl", '{"question": "q", "answer": "1"}\n\n{"question": "q",\n', r"line 3"),
+    ],
+)
+def test_a_file_that_cant_be_read_is_named(
+    name: str, text: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_task(str(tmp_path / name))
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text_and_missing_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_bytes(b'{"question": "\xff"}')
+    for name in ("mine.jsonl", "missing.jsonl"):
+        with pytest.raises(ValueError, match=f"Can't read .*{name}"):
+            load_task(str(tmp_path / name))
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="Unknown task 'gsm'") as caught:
+        load_task("gsm")
+    assert all(name in str(caught.value) for name in (*BUNDLED, *BENCHMARKS, ".jsonl"))
+
+
+def test_a_path_without_use_is_refused(tmp_path: Path) -> None:
+    mine = write(tmp_path / "mine.jsonl", *pairs(2))
+    for name in ("shop", str(mine)):
+        with pytest.raises(ValueError, match="path"):
+            load_task(name, path=tmp_path)
+
+
+# --- benchmarks -----------------------------------------------------------------------------------
+
+
+def test_gsm8k_rows(tmp_path: Path) -> None:
+    row = {"question": "How many?", "answer": "She had 2*600=<<2*600=1200>>1200.\n#### 1,200"}
+    other = {"question": "And now?", "answer": "None.\n#### -3"}
+    write(tmp_path / "train.jsonl", *[row, other] * 6)
+    write(tmp_path / "test.jsonl", row)
+    task = load_task("gsm8k", path=tmp_path)
+    assert isinstance(task, ListTask)
+    assert {name: len(rows) for name, rows in task.splits.items()} == {
+        "train": 10,
+        "validation": 2,
+        "test": 1,
+    }
+    found = task.splits["test"][0]
+    assert (found.text, found.answer, found.task, found.level) == ("How many?", "1200", "gsm8k", 0)
+    assert {q.answer for q in all_of(task)} == {"1200", "-3"}
+    assert len({q.id for q in all_of(task)}) == 13
+
+
+def test_math_rows(tmp_path: Path) -> None:
+    write(
+        tmp_path / "train.jsonl",
+        {
+            "problem": "p",
+            "solution": r"First \boxed{1}, so \boxed{\frac{1}{2}}.",
+            "level": "Level 5",
+        },
+        {"problem": "r", "solution": r"\boxed{3}", "level": "Level ?"},
+    )
+    task = load_task("math", path=tmp_path)
+    found = sorted((q.text, q.answer, q.level) for q in all_of(task))
+    assert found == [("p", r"\frac{1}{2}", 5), ("r", "3", 0)]
+
+
+def test_math500_rows(tmp_path: Path) -> None:
+    row = {"problem": "p", "solution": r"\boxed{07}", "answer": "7", "subject": "x", "level": 2}
+    (tmp_path / "test.json").write_text(json.dumps([row]), encoding="utf-8")
+    task = load_task("math500", path=tmp_path)
+    assert [(q.text, q.answer, q.level) for q in all_of(task)] == [("p", "7", 2)]
+    assert task.questions("test", 1, seed=0)[0].task == "math500"
+    with pytest.raises(ValueError, match="no questions in split 'train'; it has test"):
+        task.batch(0, 1, seed=0)
+
+
+def test_aime_rows(tmp_path: Path) -> None:
+    write(tmp_path / "test.jsonl", {"problem": "p", "answer": "033", "year": 2024})
+    assert [q.answer for q in all_of(load_task("aime24", path=tmp_path))] == ["033"]
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("gsm8k", {"question": "q", "answer": "no marker"}),
+        ("gsm8k", {"question": "q", "answer": "#### "}),
+        ("gsm8k", {"question": "q"}),
+        ("math", {"problem": "p", "solution": "no box"}),
+        ("math", {"problem": "p", "solution": r"\boxed{}"}),
+        ("math", {"problem": "p"}),
+        ("math", {"solution": r"\boxed{1}"}),
+    ],
+)
+def test_a_benchmark_row_without_answer_is_named(
+    name: str, row: dict[str, str], tmp_path: Path
+) -> None:
+    good = {
+        "question": "q",
+        "problem": "p",
+        "answer": "#### 1",
+        "solution": r"\boxed{1}",
+    }
+    for split in ("train", "test"):
+        write(tmp_path / f"{split}.jsonl", good, row)
+    with pytest.raises(ValueError, match=f"^{name}.*, row 2: "):
+        load_task(name, path=tmp_path)
+
+
+def test_a_folder_without_the_split_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", *pairs(2))
+    with pytest.raises(ValueError, match=r"No test\.jsonl or test\.json in"):
+        load_task("aime24", path=tmp_path)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_an_unreachable_hub_gives_one_sentence(name: str) -> None:
+    with pytest.raises(ValueError, match=r"Can't load .* from the Hugging Face hub") as caught:
+        load_task(name)
+    message = str(caught.value)
+    assert "path=" in message
+    assert "\n" not in message
+    assert next(iter(BENCHMARKS[name].values())).hub in message
