@@ -397,9 +397,8 @@ def _with_same_symbols(gold: Any, answer: Any) -> tuple[Any, Any]:
     # 2i would differ.
     sympy = import_module("sympy")
     symbols = gold.free_symbols | answer.free_symbols
-    if len({symbol.name for symbol in symbols}) == len(symbols) and sympy.Symbol("i") not in {
-        sympy.Symbol(symbol.name) for symbol in symbols
-    }:
+    names = {symbol.name for symbol in symbols}
+    if len(names) == len(symbols) and "i" not in names:
         return gold, answer
     same = {s: sympy.I if s.name == "i" else sympy.Symbol(s.name) for s in symbols}
     return gold.xreplace(same), answer.xreplace(same)

@@ -23,7 +23,7 @@ from i2b_lpo.views import (
     training_curves,
 )
 from i2b_lpo.views.markup import text
-from i2b_lpo.views.text import interval, label, signed
+from i2b_lpo.views.text import fitting_digits, interval, label, signed
 
 __all__ = ["paired_differences", "tour_page"]
 
@@ -156,7 +156,9 @@ def _change(
 
 
 def _signed(found: Interval) -> str:
-    return f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}]"
+    ends = (found.mean, found.low, found.high)
+    mean, low, high = (signed(end, fitting_digits(*ends)) for end in ends)
+    return f"{mean} [{low}, {high}]"
 
 
 def _verdict(differences: Mapping[str, Interval]) -> str:
@@ -265,7 +267,7 @@ def _results(
                 strategy_shares(pair),
                 "strategies",
                 "Which strategy a solution names for a product, and how often that product comes "
-                "out right. GRPO moves weight to what was right more often than the rest of its group.",
+                "out right. GRPO moves weight to what was right more often than its group.",
             )
         )
     parts.append(

@@ -245,7 +245,7 @@ def extract_boxed(text: str) -> str | None:
             elif opened:
                 begin, is_box = opened.pop()
                 if is_box and (last is None or begin > last[0]):
-                    last = (begin, match.start())
+                    last = (begin, match.end() - 1)
     return None if last is None else text[last[0] : last[1]]
 
 

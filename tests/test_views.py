@@ -49,7 +49,7 @@ from i2b_lpo.views import (
 )
 from i2b_lpo.views.base import DIVERGING, ink, shade
 from i2b_lpo.views.markup import figure, table
-from i2b_lpo.views.text import number
+from i2b_lpo.views.text import interval, number
 
 NASTY = (
     "<img src=x onerror=alert(1)>",
@@ -227,6 +227,12 @@ def test_numbers_are_rounded_and_never_minus_zero(value: float, digits: int | No
     assert not re.fullmatch(r"-0\.?0*", shown)
     if digits is not None:
         assert math.isclose(float(shown), value, abs_tol=0.5000001 * 10**-digits)
+
+
+def test_an_interval_has_as_many_digits_at_both_ends() -> None:
+    assert interval({"mean": 0.998, "low": 0.9956, "high": 1.0}) == "0.998 [0.996, 1.000]"
+    assert interval({"mean": -0.94, "low": -1.153, "high": 0.0001}) == "-0.94 [-1.15, 0.00]"
+    assert interval({"mean": 9.96, "low": 9.0, "high": 10.5}) == "10.0 [9.0, 10.5]"
 
 
 # --- theme --------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ STRATEGIES: dict[str, Strategy] = {
         0.06, 0.60, lambda keep, part: min(keep, part) > 10 and keep % 10 * (part % 10) != 0, _grid
     ),
 }
-"""Strategies by the word that opens them. Guess is short and unreliable; Grid long, rare, reliable."""
+"""Strategies by the word that opens them: Guess is short and unreliable, Grid long and reliable."""
 
 
 # --- problems -----------------------------------------------------------------------------------

@@ -5,7 +5,16 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping
 
-__all__ = ["escape", "interval", "label", "number", "percent", "signed", "visible"]
+__all__ = [
+    "escape",
+    "fitting_digits",
+    "interval",
+    "label",
+    "number",
+    "percent",
+    "signed",
+    "visible",
+]
 
 
 def visible(text: str, limit: int = 0) -> str:
@@ -59,6 +68,12 @@ def escape(text: str, limit: int = 0) -> str:
     return visible(text, limit).translate(_PLOTLY)
 
 
+def fitting_digits(*values: float) -> int:
+    """Digits after the point that suit the largest of some numbers."""
+    largest = max(map(abs, values))
+    return 3 if largest <= 1 else 2 if largest < 10 else 1
+
+
 def number(value: float | None, digits: int | None = None) -> str:
     """A rounded number as text; no negative zero, and a dash for None.
 
@@ -72,11 +87,10 @@ def number(value: float | None, digits: int | None = None) -> str:
     """
     if value is None:
         return "–"
-    size = abs(value)
     if digits is None:
-        if 0 < size < 0.001:
+        if 0 < abs(value) < 0.001:
             return f"{value:.1e}"
-        digits = 3 if size < 1 else 2 if size < 10 else 1
+        digits = fitting_digits(value)
     return f"{value:z.{digits}f}"
 
 
@@ -109,7 +123,9 @@ def interval(cell: Mapping[str, float]) -> str:
         >>> interval({"mean": 0.5, "low": 0.25, "high": 0.75})
         '0.500 [0.250, 0.750]'
     """
-    return f"{number(cell['mean'])} [{number(cell['low'])}, {number(cell['high'])}]"
+    ends = [cell[end] for end in ("mean", "low", "high")]
+    mean, low, high = (number(end, fitting_digits(*ends)) for end in ends)
+    return f"{mean} [{low}, {high}]"
 
 
 _NAMES = {

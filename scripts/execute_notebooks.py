@@ -1,0 +1,139 @@
+"""Execute notebooks and write the outputs that are committed: pictures and text, no live forms.
+
+    python scripts/execute_notebooks.py [NOTEBOOK…]
+
+Without a name, all of notebooks/. Each runs in a fresh kernel of this Python, in its own folder,
+offline, with one thread. Nothing is written unless every cell of every notebook passed. Needs the
+extra `test` and a Chrome (on Debian: apt install chromium).
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import kaleido
+import nbformat
+from choreographer.errors import ChromeNotFoundError
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+ROOT = Path(__file__).resolve().parents[1]
+PLOTLY = "application/vnd.plotly.v1+json"
+WIDTH, SCALE = 960, 1.5  # CSS pixels, and picture pixels for each
+TIMEOUT = 900  # seconds a cell, as nbval has it
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this Python, not one of the user's own
+}
+
+
+class Failure(Exception):
+    """What is wrong, in one line that names the notebook and the cell."""
+
+
+def execute(path: Path) -> Any:
+    """The notebook with the outputs of a run from top to bottom in a fresh kernel."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        timeout=TIMEOUT,
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    with client.setup_kernel():
+        number = 0
+        for index, cell in enumerate(notebook.cells):
+            if cell.cell_type != "code":
+                continue
+            number += 1
+            where = f"{path.name}, code cell {number}"
+            try:
+                client.execute_cell(cell, index)
+            except CellExecutionError as error:
+                raise Failure(f"{where}: {error.ename}: {error.evalue}") from error
+            except (CellTimeoutError, DeadKernelError) as error:
+                raise Failure(f"{where}: {type(error).__name__} ({TIMEOUT} s a cell)") from error
+            cell.outputs = [kept for output in cell.outputs for kept in committed(output, where)]
+            cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},  # the same for every version of Python
+    }
+    return notebook
+
+
+def committed(output: Any, where: str) -> list[Any]:
+    """What is committed of one output: text as it is, a figure as a picture with its words."""
+    if output.output_type == "stream":
+        if output.name == "stdout":
+            return [output]
+        print(f"{where}, not kept: {output.text.rstrip()}", file=sys.stderr)
+        return []
+    text = output.data.get("text/plain", "")
+    figure = output.data.get(PLOTLY)
+    output.metadata = {}
+    output.data = {kind: output.data[kind] for kind in ("text/plain",) if kind in output.data}
+    if figure is not None:
+        if not text or text.startswith("Figure("):
+            raise Failure(f"{where}: a figure without words; end the cell in a View.")
+        height = int(figure["layout"].get("height", 450))
+        output.data["image/png"] = base64.b64encode(png(figure, height)).decode()
+        # nbconvert and Jupyter Book read the alternative text from here.
+        output.metadata = {"image/png": {"alt": text, "height": height, "width": WIDTH}}
+    return [output]
+
+
+def png(figure: dict[str, Any], height: int) -> bytes:
+    """A picture of plotly's JSON."""
+    drawn = {part: figure[part] for part in ("data", "layout")}
+    size = {"format": "png", "width": WIDTH, "height": height, "scale": SCALE}
+    return bytes(kaleido.calc_fig_sync(drawn, opts=size))
+
+
+def checked(notebook: Any, path: Path) -> str:
+    """The file's text; no path of this machine may be in it."""
+    text = nbformat.writes(notebook) + "\n"
+    for place in (ROOT, Path.home(), Path(sys.prefix), Path(tempfile.gettempdir())):
+        if json.dumps(str(place) + os.sep)[1:-1] in text:
+            raise Failure(f"{path.name} names {place}; print a path that holds on any machine.")
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
+    paths = parser.parse_args().notebooks or sorted((ROOT / "notebooks").glob("*.ipynb"))
+    os.environ.update(ENVIRONMENT)
+    written = {}
+    try:
+        kaleido.start_sync_server(mathjax=False)  # or it would fetch MathJax from a CDN
+        png({"data": [], "layout": {}}, 100)  # a missing Chrome shows now, not after minutes
+        for path in paths:
+            begin = time.perf_counter()
+            written[path] = checked(execute(path), path)
+            print(f"{path.name}: {time.perf_counter() - begin:.0f} s")
+    except (Failure, ChromeNotFoundError, OSError) as error:
+        print(f"{error} Nothing was written.", file=sys.stderr)
+        return 1
+    finally:
+        kaleido.stop_sync_server()
+    for path, text in written.items():
+        path.write_text(text, encoding="utf-8", newline="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
