@@ -29,7 +29,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from itertools import pairwise
@@ -54,8 +54,8 @@ class WorkerLostError(RuntimeError):
     """The worker process ended before it answered."""
 
 
-class WorkerStartError(WorkerLostError):
-    """The worker process ended before it could take a comparison."""
+class WorkerStartError(RuntimeError):
+    """Two worker processes ended before they could take a comparison."""
 
 
 class Worker:
@@ -63,12 +63,14 @@ class Worker:
 
     Args:
         forks: whether the child runs each comparison in a fork of itself.
+        on_start: called from another thread once the child can compare, or has failed to start.
     """
 
-    def __init__(self, forks: bool) -> None:
+    def __init__(self, forks: bool, on_start: Callable[[], None]) -> None:
         self.forks = forks
-        self.started = threading.Event()  # the child can compare, or has ended
-        self._start_error = ""
+        self.started = False
+        self.start_error = ""
+        self._on_start = on_start
         self._replies: queue.SimpleQueue[dict[str, str] | None] = queue.SimpleQueue()
         # A fixed hash seed makes sympy's orderings, hence every verdict, the same in every run.
         # A session of its own: Ctrl-C stops the training loop, and kill() reaches the child's fork.
@@ -87,8 +89,9 @@ class Worker:
         assert self._process.stdout is not None
         with self._process.stdout as pipe:
             greeting = pipe.readline()
-            self._start_error = json.loads(greeting)["error"] if greeting else "it ended at once"
-            self.started.set()
+            self.start_error = json.loads(greeting)["error"] if greeting else "it ended at once"
+            self.started = True
+            self._on_start()
             for line in pipe:
                 self._replies.put(json.loads(line))
         self._replies.put(None)
@@ -99,12 +102,6 @@ class Worker:
         Raises:
             WorkerLostError: the child is gone, and its comparison has no outcome.
         """
-        if self._start_error:
-            self.kill()
-            raise WorkerStartError(
-                "comparing LaTeX answers needs math-verify in this environment "
-                f"(pip install math-verify); its process said: {self._start_error}"
-            )
         assert self._process.stdin is not None
         request = json.dumps({"gold": gold, "answer": answer, "limit": limit}) + "\n"
         begin = time.monotonic()
@@ -155,9 +152,34 @@ class WorkerPool:
         self._idle: list[Worker] = []
         # By thread, so that a lease whose holder was struck by an exception from a signal handler
         # before it could give the worker back is found again at the thread's next call.
-        self._leases: dict[int, Worker | None] = {}
+        self._leases: dict[int, Worker] = {}
+        self._failed_starts = 0  # in a row; one may have been killed by somebody else
         # Rollouts of one question repeat each other's answers. A timeout is not remembered.
         self._known: dict[tuple[str, str], Outcome] = {}
+
+    def _notify(self) -> None:
+        with self._condition:
+            self._condition.notify_all()
+
+    def _take(self) -> Worker | None:
+        # A started worker, if one is idle; otherwise one more is on its way.
+        for worker in [worker for worker in self._idle if worker.started]:
+            self._idle.remove(worker)
+            if worker.alive and not worker.start_error:
+                self._failed_starts = 0
+                return worker
+            worker.kill()
+            if worker.start_error:
+                self._failed_starts += 1
+            if self._failed_starts == 2:
+                self._failed_starts = 0
+                raise WorkerStartError(
+                    "comparing LaTeX answers needs math-verify in this environment "
+                    f"(pip install math-verify); its process said: {worker.start_error}"
+                )
+        if len(self._idle) + len(self._leases) < self.size:
+            self._idle.append(Worker(self.forks, self._notify))
+        return None
 
     @contextlib.contextmanager
     def _lease(self, deadline: float) -> Iterator[Worker | None]:
@@ -169,18 +191,12 @@ class WorkerPool:
             with self._condition:
                 if stale := self._leases.pop(thread, None):
                     stale.kill()
-                free = self._condition.wait_for(
-                    lambda: len(self._leases) < self.size, deadline - time.monotonic()
-                )
-                if free:
-                    self._idle.sort(key=lambda worker: worker.started.is_set())
-                    worker = self._leases[thread] = self._idle.pop() if self._idle else None
-            if free and (worker is None or not worker.alive):
-                worker = self._leases[thread] = Worker(self.forks)
-            if worker is not None and worker.started.wait(deadline - time.monotonic()):
-                yield worker
-            else:
-                yield None
+                while (worker := self._take()) is None:
+                    if not self._condition.wait(deadline - time.monotonic()):
+                        break
+                else:
+                    self._leases[thread] = worker
+            yield worker
             unharmed = worker is not None and worker.alive
         finally:
             with self._condition:
@@ -189,7 +205,7 @@ class WorkerPool:
                         self._idle.append(leased)
                     else:
                         leased.kill()
-                self._condition.notify()
+                self._condition.notify_all()
 
     def compare(
         self, gold: str, answer: str, limit: float, *, deadline: float | None = None
@@ -213,16 +229,12 @@ class WorkerPool:
             deadline = time.monotonic() + START_LIMIT
         if known := self._known.get((gold, answer)):
             return known
-        for attempt in (1, 2):
+        for _ in range(2):
             outcome: Outcome = "timeout"
             try:
                 with self._lease(deadline) as worker:
                     if worker is not None:
                         outcome = worker.compare(gold, answer, limit)
-            except WorkerStartError:
-                if attempt == 2:
-                    raise
-                continue
             except WorkerLostError:
                 continue
             if outcome != "timeout":
@@ -278,7 +290,7 @@ class WorkerPool:
     def close(self) -> None:
         """End every worker; the pool starts new ones if it is used again."""
         with self._condition:
-            for worker in [*self._idle, *filter(None, self._leases.values())]:
+            for worker in (*self._idle, *self._leases.values()):
                 worker.kill()
             self._idle.clear()
 

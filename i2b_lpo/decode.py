@@ -179,6 +179,12 @@ def decode(
             f"{room} positions of {policy.name}; shorten one of them."
         )
     model, device = policy.model, policy.device
+    if model.training and model.is_gradient_checkpointing:
+        # transformers would drop the cache with a warning: a step would see its last token alone.
+        raise ValueError(
+            f"{policy.name} is in training mode with gradient checkpointing, which switches its "
+            "cache off; call policy.model.eval() before decoding."
+        )
     ids, mask = (t.to(device) for t in left_pad(prompts, policy.pad_id))
     batch, width = len(prompts) * samples, sampling.max_new_tokens
 
@@ -214,6 +220,11 @@ def decode(
         log_q = log_p
         if not greedy and sampling.temperature != 1:
             log_q = (log_p / sampling.temperature).log_softmax(-1)
+        if log_q[:, 0].isnan().any():  # one NaN logit makes the whole row NaN
+            raise FloatingPointError(
+                f"New token {step + 1}: the logits of {policy.name} are not finite; its weights "
+                "are damaged or its training has diverged, load an earlier one."
+            )
         if greedy:
             token = log_p.argmax(-1)
         else:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from i2b_lpo.trace import Question
@@ -37,6 +38,7 @@ BOXED_INSTRUCTION = "Please reason step by step, and put your final answer withi
 """What Qwen's own model cards ask for in mathematics; the bundled policies need no instruction."""
 
 ARCHITECTURES = ("qwen2", "qwen3")
+INSTRUCTION_FILE = "instruction.txt"  # beside the weights, so that a saved policy is asked alike
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Policy:
 
     def pieces(self, ids: Sequence[int]) -> tuple[str, ...]:
         """The text of each token by itself, special tokens included."""
-        return tuple(self.tokenizer.batch_decode([[i] for i in ids]))
+        return tuple(self.tokenizer.decode([i]) for i in ids)
 
 
 def asset_path(name: str) -> Path:
@@ -96,7 +98,10 @@ def asset_path(name: str) -> Path:
 
 def _check_sums(folder: Path) -> None:
     """Compare every file named in `sha256.json` with its sum, before anything is loaded."""
-    for file, expected in json.loads((folder / "sha256.json").read_text()).items():
+    sums = folder / "sha256.json"
+    if not sums.is_file():
+        raise ValueError(f"The bundled file {sums} is missing; install the package again.")
+    for file, expected in json.loads(sums.read_text(encoding="utf-8")).items():
         path = folder / file
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
         if found != expected:
@@ -139,7 +144,7 @@ def load_policy(
         )
     where = str(source) if source.is_dir() else name
     try:
-        config = AutoConfig.from_pretrained(where)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"Can't load a policy from {name!r}; give a bundled policy ({', '.join(BUNDLED)}), a "
@@ -153,8 +158,24 @@ def load_policy(
     device = torch.device(device)
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    tokenizer = AutoTokenizer.from_pretrained(where)
-    model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        model, report = loaded
+        if report["missing_keys"]:  # transformers fills them with random numbers
+            raise ValueError(f"no weights for {min(report['missing_keys'])}")
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        first, *_ = str(error).splitlines()
+        raise ValueError(f"Can't load {name} ({first}); copy or download it again.") from error
+    saved = source / INSTRUCTION_FILE
+    if instruction is None and saved.is_file():
+        instruction = saved.read_text(encoding="utf-8")
     if instruction is None:
         instruction = "" if bundled else BOXED_INSTRUCTION
     return make_policy(model.to(device).eval(), tokenizer, name=name, instruction=instruction)
@@ -163,6 +184,7 @@ def load_policy(
 def save_policy(policy: Policy, folder: str | Path) -> None:
     """Write model and tokenizer as an ordinary Hugging Face folder, in the model's own dtype."""
     policy.model.save_pretrained(folder)
+    (Path(folder) / INSTRUCTION_FILE).write_text(policy.instruction, encoding="utf-8")
     policy.tokenizer.save_pretrained(folder)
 
 

@@ -79,7 +79,7 @@ def _examples(config: PretrainConfig, rng: random.Random) -> Iterator[tuple[str,
         )
 
 
-def build_tokenizer(config: PretrainConfig, vocab_size: int = 420) -> PreTrainedTokenizerFast:
+def build_tokenizer(config: PretrainConfig, vocab_size: int = 512) -> PreTrainedTokenizerFast:
     """Byte-level BPE in Qwen's manner: a word of the task is one token, any text can be written."""
     examples = _examples(config, random.Random(config.seed))
     texts = [text for _ in range(3000) for text in ("user\n", "assistant\n", *next(examples))]
@@ -92,7 +92,7 @@ def build_tokenizer(config: PretrainConfig, vocab_size: int = 420) -> PreTrained
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size,  # 512 is more than it finds: every word becomes one token
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -93,6 +93,7 @@ def tour(output: Path, *, seed: int = 0, steps: int | None = None) -> Path:
         group=group,
         advantages=scores,
         labeller=task.label,
+        command=f"i2b-lpo tour --seed {seed} --steps {config.steps}",
     )
 
 

@@ -36,7 +36,8 @@ class Rollout:
 
     Attributes:
         ids: token ids, length T.
-        pieces: the text of each token; joined they give `text` with its special tokens.
+        pieces: the text of each token by itself, special tokens included (a character that spans
+            several tokens shows as �).
         entropies: H_t in nats, before token t was drawn, at temperature 1 (METHOD §1).
         logprobs: log π(o_t) in nats at the sampling temperature, before top-p.
         logprobs_t1: log π(o_t) in nats at temperature 1.
@@ -96,7 +97,7 @@ class Trace:
             done = ("question", "prompt_ids", "rollouts")
             rest = {k: v for k, v in data.items() if k not in done}
             return cls(Question(**data["question"]), tuple(data["prompt_ids"]), rollouts, **rest)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"Not a saved trace: {error}; write one with write_traces.") from error
 
     def __str__(self) -> str:
@@ -122,9 +123,10 @@ def _rollout(row: dict[str, Any]) -> Rollout:
 
 def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
     """Write traces as JSON lines (ASCII, so any model text survives)."""
+    # All of it before the file is opened: `traces` may come from that very file.
+    lines = [json.dumps(trace.to_json()) + "\n" for trace in traces]
     with Path(path).open("w", encoding="ascii", newline="\n") as file:
-        for trace in traces:
-            file.write(json.dumps(trace.to_json()) + "\n")
+        file.writelines(lines)
 
 
 def read_traces(path: str | Path) -> Iterator[Trace]:
@@ -133,7 +135,8 @@ def read_traces(path: str | Path) -> Iterator[Trace]:
     Raises:
         ValueError: a line is not a trace; the message names the file and the line.
     """
-    with Path(path).open(encoding="ascii") as file:
+    # A byte beyond ASCII becomes an escape that JSON doesn't know, so its line is named below.
+    with Path(path).open(encoding="ascii", errors="backslashreplace") as file:
         for number, line in enumerate(file, 1):
             try:
                 yield Trace.from_json(json.loads(line))

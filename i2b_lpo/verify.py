@@ -190,8 +190,10 @@ def equivalent(a: str, b: str, *, timeout: float = 5.0) -> bool:
         return True
     if max(len(a), len(b)) > MAX_CHARACTERS:
         return False
-    forms = _form(a), _form(b)
-    return bool(forms[0].text and forms[1].text) and _decide([forms], timeout) == ["correct"]
+    one, other = _form(a), _form(b)
+    if not (one.text and other.text):
+        return False
+    return bool(_stage_one(other, one)) or _decide([(one, other)], timeout) == ["correct"]
 
 
 def gsm8k_gold(answer_field: str) -> str:
@@ -440,6 +442,7 @@ def _unified(answer: str) -> str:
     text = re.sub(r",\s*(?=,)", "", text)
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])", r"^\\circ", text)
     text = re.sub(r"(?<!\\)%", r"\\%", text)
+    text = re.sub(r"([_^])\{(\w)\}(?!\w)", r"\1\2", text)
     # A space between two letters or digits separates; every other one is for the eye.
     text = re.sub(r" (?![A-Za-z0-9])|(?<![A-Za-z0-9]) |(?<=\d) (?=[A-Za-z]\b)", "", text)
     text = _HALF_DAY.sub(lambda m: f"{m[1].lower()}m", text) if ":" in text else text

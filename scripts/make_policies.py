@@ -37,6 +37,7 @@ SUMMED = (
     "config.json",
     "generation_config.json",
     "chat_template.jinja",
+    "instruction.txt",
 )
 
 

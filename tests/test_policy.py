@@ -449,7 +449,7 @@ def test_a_bundled_name_wins_over_a_folder_of_that_name(
 def test_every_bundled_file_that_is_read_has_a_sum(name: str) -> None:
     folder = asset_path(name)
     summed = set(json.loads((folder / "sha256.json").read_text(encoding="utf-8")))
-    described = {"README.md", "sha256.json", "training.json"}
+    described = {"README.md", "evaluation.json", "sha256.json", "training.json"}
     assert {file.name for file in folder.iterdir()} - described == summed
 
 

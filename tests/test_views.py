@@ -789,7 +789,7 @@ def test_a_real_browser_shows_the_text_and_obeys_none_of_it(tmp_path: Path) -> N
         f"--user-data-dir={tmp_path / 'browser'} --dump-dom"
     ).split()
     command = [CHROME or "", *flags, (tmp_path / "index.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     dom = re.sub(r"<script.*?</script>", "", done.stdout, flags=re.S)
     assert dom.count('class="main-svg"') >= 7  # every figure was drawn
     assert "<img" not in dom and "<a " not in dom and "<title>A policy" in dom

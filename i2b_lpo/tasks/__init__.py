@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,17 @@ class GeneratedTask:
     def questions(self, split: str, count: int, *, seed: int) -> list[Question]:
         """See `Task.questions`."""
         found: dict[str, Question] = {}
-        for question in self.stream(split, random.Random(f"{self.name}/{split}/{seed}")):
-            if len(found) == count:
-                break
-            found.setdefault(question.text, question)
+        stream = self.stream(split, random.Random(f"{self.name}/{split}/{seed}"))
+        repeated = 0
+        while len(found) < count:
+            question = next(stream)
+            repeated = repeated + 1 if question.text in found else 0
+            if repeated > 10_000:
+                raise ValueError(
+                    f"{self.name}/{split} seems to hold {len(found)} questions, {count} were "
+                    "asked for; ask for fewer."
+                )
+            found[question.text] = question
         return list(found.values())
 
     def batch(self, step: int, size: int, *, seed: int) -> list[Question]:
@@ -89,24 +97,32 @@ class ListTask:
     def batch(self, step: int, size: int, *, seed: int) -> list[Question]:
         """See `Task.batch`: each epoch in its own order."""
         rows = self._split("train")
-        chosen = []
-        for position in range(step * size, (step + 1) * size):
-            epoch, at = divmod(position, len(rows))
-            order = list(range(len(rows)))
-            random.Random(f"{self.name}/{seed}/{epoch}").shuffle(order)
-            chosen.append(rows[order[at]])
-        return chosen
+        first, last = step * size, (step + 1) * size - 1
+        epochs = range(first // len(rows), last // len(rows) + 1)
+        ordered = [q for epoch in epochs for q in self._epoch(rows, seed, epoch)]
+        start = first - epochs[0] * len(rows)
+        return ordered[start : start + size]
+
+    def _epoch(self, rows: list[Question], seed: int, epoch: int) -> list[Question]:
+        return random.Random(f"{self.name}/{seed}/{epoch}").sample(rows, len(rows))
 
     def label(self, question: Question, text: str) -> Labels | None:
         """See `Task.label`."""
         return None
 
 
+def _field(row: Mapping[str, Any], *names: str) -> str:
+    """The first of these fields that holds something; 0 is something."""
+    for name in names:
+        value = row.get(name)
+        if value is not None and str(value).strip():
+            return str(value)
+    raise ValueError(f"{' or '.join(names)} is missing")
+
+
 def _boxed_answer(row: Mapping[str, Any]) -> str:
-    answer = row.get("answer") or extract_boxed(str(row["solution"]))
-    if answer is None:
-        raise KeyError("a boxed answer")
-    return str(answer)
+    boxed = extract_boxed(str(row.get("solution", "")))
+    return _field({**row, "boxed answer": boxed}, "answer", "boxed answer")
 
 
 @dataclass(frozen=True)
@@ -121,15 +137,15 @@ class Benchmark:
 
 
 def _asked(row: Mapping[str, Any]) -> str:
-    return str(row["question"])
+    return _field(row, "question")
 
 
 def _gsm8k_answer(row: Mapping[str, Any]) -> str:
-    return gsm8k_gold(str(row["answer"]))
+    return gsm8k_gold(_field(row, "answer"))
 
 
 def _problem(row: Mapping[str, Any]) -> str:
-    return str(row["problem"])
+    return _field(row, "problem")
 
 
 BENCHMARKS: dict[str, dict[str, Benchmark]] = {
@@ -150,29 +166,41 @@ VALIDATION_SHARE = 10  # one in ten train questions is held out as validation
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
-        # Not splitlines: it also splits at U+2028 and other characters that JSON strings may hold.
-        rows = (
-            json.loads(text)
-            if path.suffix == ".json"
-            else [json.loads(line) for line in text.split("\n") if line.strip()]
-        )
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"Can't read {path} as JSON ({error}); give a .json or .jsonl file."
-        ) from error
+        raise ValueError(f"Can't read {path} ({error}); give a .json or .jsonl file.") from error
+    # Not splitlines: it also splits at U+2028 and other characters that JSON strings may hold.
+    documents = [text] if path.suffix == ".json" else text.split("\n")
+    rows: Any = []
+    for number, document in enumerate(documents):
+        try:
+            if document.strip():
+                rows.append(json.loads(document))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"Can't read {path} as JSON: line {number + error.lineno}: {error.msg}; give a "
+                ".json or .jsonl file."
+            ) from error
+    if path.suffix == ".json" and rows:
+        rows = rows[0]
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path} holds no list of questions; give one JSON object a question.")
     return rows
 
 
-def _question(name: str, at: int, row: Mapping[str, Any], benchmark: Benchmark) -> Question:
-    try:
-        text, answer = benchmark.text(row), benchmark.answer(row)
-    except KeyError as error:
-        raise ValueError(f"{name}, row {at + 1}: {error} is missing.") from error
-    level = row.get("level")
-    digits = "".join(filter(str.isdigit, str(level))) if level is not None else ""
-    return Question(f"{name}-{at}", text, answer, name, int(digits) if digits else 0)
+def _questions(name: str, split: str, rows: list[Any], benchmark: Benchmark) -> list[Question]:
+    found = []
+    for at, row in enumerate(rows):
+        try:
+            if not isinstance(row, Mapping):
+                raise ValueError("it is no JSON object")
+            text, answer = benchmark.text(row), benchmark.answer(row)
+        except ValueError as error:
+            raise ValueError(f"{name}/{split}, row {at + 1}: {error}.") from error
+        level = re.search("[0-9]+", str(row.get("level")))  # 5, or MATH's "Level 5"
+        found.append(
+            Question(f"{name}-{split}-{at}", text, answer, name, int(level[0]) if level else 0)
+        )
+    return found
 
 
 def _hold_out(rows: list[Question]) -> dict[str, list[Question]]:
@@ -199,13 +227,15 @@ def load_task(name: str, *, path: str | Path | None = None) -> Task:
     Raises:
         ValueError: unknown name, unreadable file, or a row without text or answer.
     """
+    if path is not None and name not in BENCHMARKS:
+        raise ValueError(f"path= is a copy of a benchmark's data; {name} is none, leave it out.")
     if name in _GENERATED:
         return _GENERATED[name]
     if name in BENCHMARKS:
         splits: dict[str, list[Question]] = {}
         for split, benchmark in BENCHMARKS[name].items():
             rows = _local_rows(Path(path), split) if path is not None else _hub_rows(benchmark)
-            listed = [_question(name, i, row, benchmark) for i, row in enumerate(rows)]
+            listed = _questions(name, split, rows, benchmark)
             splits |= _hold_out(listed) if split == "train" else {split: listed}
         return ListTask(name, splits)
     file = Path(name).expanduser()
@@ -213,10 +243,10 @@ def load_task(name: str, *, path: str | Path | None = None) -> Task:
         own = Benchmark(
             "",
             "train",
-            lambda r: str(r["question"] if "question" in r else r["problem"]),
-            lambda r: str(r["answer"]),
+            lambda r: _field(r, "question", "problem"),
+            lambda r: _field(r, "answer"),
         )
-        listed = [_question(file.stem, i, row, own) for i, row in enumerate(_read_rows(file))]
+        listed = _questions(file.stem, "train", _read_rows(file), own)
         return ListTask(file.stem, _hold_out(listed))
     known = ", ".join([*_GENERATED, *BENCHMARKS])
     raise ValueError(f"Unknown task {name!r}; choose one of {known}, or give a .jsonl file.")

@@ -146,7 +146,7 @@ class Problem:
     @property
     def level(self) -> int:
         """1 + the number of high prices: 1 … 3 (shop), 1 … 2 (product)."""
-        return 1 + sum(price in HIGH_PRICES for _, price in self.products)
+        return 1 + sum(price >= HIGH_PRICES.start for _, price in self.products)
 
     @property
     def split(self) -> str:
@@ -158,30 +158,35 @@ class Problem:
         return "train" if bucket > 1 else SPLITS[1 + bucket]
 
 
+_NUMBER = r"([0-9]{1,9})"  # so that endless digits are no number
 _SHOP = re.compile(
-    r"\w+ (buys|sells) (\d+) \w+ at \$(\d+) and (buys )?(\d+) \w+ at \$(\d+)\. "
-    r"What is (?:the cost|left)\?"
+    rf"\w+ (?:buys|(sells)) {_NUMBER} \w+ at \${_NUMBER} and (?(1)buys ){_NUMBER} \w+ at "
+    rf"\${_NUMBER}\. What is (?(1)left|the cost)\?"
 )
-_PRODUCT = re.compile(r"What is (\d+)\*(\d+)\?")
+_PRODUCT = re.compile(rf"What is {_NUMBER}\*{_NUMBER}\?")
 
 
 def parse_problem(text: str) -> Problem:
     """Read the numbers back from a question's text.
 
     Raises:
-        ValueError: the text is neither a shopping sentence nor a single product.
+        ValueError: the text is neither a shopping sentence nor a single product, or less than
+            nothing would be left.
 
     >>> parse_problem("Mia buys 23 pens at $14 and 37 cups at $6. What is the cost?").answer
     544
     """
     if match := _SHOP.fullmatch(text.strip()):
-        verb, a, b, _, c, d = match.groups()
-        return Problem(((int(a), int(b)), (int(c), int(d))), "+" if verb == "buys" else "-")
-    if match := _PRODUCT.fullmatch(text.strip()):
+        sells, a, b, c, d = match.groups()
+        problem = Problem(((int(a), int(b)), (int(c), int(d))), "-" if sells else "+")
+        if problem.answer >= 0:  # the labeller knows no negative question
+            return problem
+    elif match := _PRODUCT.fullmatch(text.strip()):
         return Problem(((int(match[1]), int(match[2])),), "+")
     raise ValueError(
         f"Not a question of the bundled task: {text!r}; write it like 'Mia buys 23 pens at $14 "
-        "and 37 cups at $6. What is the cost?' or 'What is 23*14?'."
+        "and 37 cups at $6. What is the cost?', 'Mia sells 23 pens at $14 and buys 37 cups at $6. "
+        "What is left?' (not less than 0) or 'What is 23*14?'."
     )
 
 
@@ -341,9 +346,10 @@ class Labels:
         return ">".join(self.strategies)
 
 
-_EQUATION = re.compile(r"(\d+)([*+-])(\d+)=(\d+)")
-_HEAD = re.compile(r"([A-Z][a-z]+) (\d+)")
-_BOX = re.compile(r"\\boxed\{(\d+)\}")
+_VALUE = r"(-?[0-9]{1,18})"  # a slip may lead below zero
+_EQUATION = re.compile(rf"{_VALUE}([*+-]){_VALUE}={_VALUE}")
+_HEAD = re.compile(rf"([A-Z][a-z]+) {_NUMBER}")
+_BOX = re.compile(rf"\\boxed\{{{_VALUE}\}}")
 
 
 def label(problem: Problem, text: str) -> Labels:
@@ -395,6 +401,7 @@ def label(problem: Problem, text: str) -> Labels:
         else:
             uses.append(Use(name, right=False))
             break
+    well_formed = False
     if len(values) == len(problem.products):
         final: int | None = values[0]
         if len(values) == 2:
@@ -403,11 +410,11 @@ def label(problem: Problem, text: str) -> Labels:
         if box:
             at += 1
             steps.append(Step(box[0], int(box[1]) == final))
-            return Labels(tuple(uses), tuple(steps), well_formed=at == len(lines))
+            well_formed = at == len(lines)
     # A strategy named after the point where the trace left its form still counts as tried.
     for line in lines[at:]:
         steps.append(Step(line, right=False))
         head = _HEAD.fullmatch(line)
         if head and head[1] in STRATEGIES:
             uses.append(Use(head[1], right=False))
-    return Labels(tuple(uses), tuple(steps), well_formed=False)
+    return Labels(tuple(uses), tuple(steps), well_formed)
