@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class Stage:
 
 STAGES = (
     Stage("question", "q and its answer a"),
-    Stage("M rollouts", "o = (o₁ … o_T), each H_t"),
+    Stage("M rollouts", "o = (o_1 … o_T), each H_t"),
     Stage("one fork each", "t* where H_t is high", added=True),
     Stage("K latents", "z ~ P(z|c)", added=True),
     Stage("K branches", "PSA: z acts with γ(s)", added=True),
@@ -70,10 +71,11 @@ def training_step(*, here: Collection[int] = ()) -> View:
             },
         )
         head = f"{'▶ ' if marked else ''}{number}{' +' if stage.added else ''}  {stage.name}"
+        makes = re.sub(r"_(\w+)", r"<sub>\1</sub>", escape(stage.makes))
         figure.add_annotation(
             x=x,
             y=y,
-            text=f'<b>{escape(head)}</b><br><span style="font-size:12px">{escape(stage.makes)}</span>',
+            text=f'<b>{escape(head)}</b><br><span style="font-size:12px">{makes}</span>',
             showarrow=False,
         )
     for start, end in zip(places, [*places[1:], places[0]], strict=True):
