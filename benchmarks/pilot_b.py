@@ -132,8 +132,8 @@ def report() -> None:
         {change("length", 0, early):+.1f} tokens up to step 50 (Guess, the shortest strategy, is
         given up) and by {change("length", early, last):+.1f} from there, rep-4 by
         {change("rep-4", 0, early):+.3f} and {change("rep-4", early, last):+.3f}. A solution has
-        a fixed form here and ends where it must; nothing is gained by going on. The collapse shows in
-        entropy and strategies instead.""",
+        a fixed form here and ends where it must; nothing is gained by going on. The collapse
+        shows in entropy and strategies instead.""",
         """Which strategy wins is the same for every seed: the most reliable of the frequent ones.
         Grid, rare and about as reliable (see the card of tiny-base), dies out.""",
     ]
