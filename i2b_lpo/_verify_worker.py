@@ -327,7 +327,7 @@ if hasattr(os, "register_at_fork"):
 # ------------------------------------------------------------------------------- the child's end
 
 # Compared, each with the next, before the first request: the parser's tables fill up with the usual
-# forms of an answer, and every fork inherits them.
+# forms of an answer, and every fork inherits them. The first two are equal, as a check.
 WARM_UP = (
     r"\frac{\sqrt{3}}{2}",
     r"\frac{3}{2\sqrt3}",
@@ -544,8 +544,9 @@ def _compare_in_fork(request: dict[str, Any], inherited: Sequence[int]) -> Outco
     status = os.waitpid(pid, 0)[1]
     if outcome_sent:
         return cast(Outcome, outcome_sent)
-    ran_out = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
-    return "timeout" if ran_out else "unparsable"
+    # Ended by its timer, or by a kernel that ran out of memory; else by what the answer made it do.
+    ended = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGKILL)
+    return "timeout" if ended else "unparsable"
 
 
 def serve(forks: bool) -> None:
@@ -559,8 +560,9 @@ def serve(forks: bool) -> None:
         os.write(pipe, json.dumps(message).encode("ascii") + b"\n")
 
     try:
-        for gold, answer in pairwise(WARM_UP):
-            compare(gold, answer)
+        outcomes = [compare(gold, answer) for gold, answer in pairwise(WARM_UP)]
+        if outcomes[0] != "correct":
+            raise RuntimeError(f"it finds {WARM_UP[0]} and {WARM_UP[1]} {outcomes[0]}")
     except Exception as error:  # whatever a wrong version of math-verify raises
         send({"error": f"{type(error).__name__}: {error}"})
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -104,10 +105,12 @@ def _parser() -> _Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a bar in a Latin-1 file becomes "?"
+        sys.stdout.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     try:
         _COMMANDS[arguments.command](arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         message = " ".join(str(error).split())  # one line, whatever the message holds
         print(f"i2b-lpo {arguments.command}: {message}", file=sys.stderr)
         return 2
@@ -117,10 +120,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _new_folder(folder: Path) -> Path:
-    """Create `folder`; an existing one must be empty, so that nothing is lost."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def _need_new(folder: Path | None) -> None:
+    """Refuse a folder that holds something, so that nothing is lost; before any work is done."""
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; choose a new folder, or remove it first.")
+
+
+def _new_folder(folder: Path) -> Path:
+    """Create `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -145,13 +152,17 @@ def _run_config(arguments: argparse.Namespace) -> RunConfig:
 
 def _train(arguments: argparse.Namespace) -> None:
     config = _run_config(arguments)
+    _need_new(arguments.output)
+    import torch
+
     from i2b_lpo.policy import load_policy
     from i2b_lpo.tasks import load_task
     from i2b_lpo.train import train
 
     task = load_task(config.task, path=arguments.data)
-    policy = load_policy(config.policy, device=arguments.device)
-    train(config, policy, task, output=_new_folder(arguments.output))
+    # Small updates would be lost in half-precision weights; on a GPU the passes run in bfloat16.
+    policy = load_policy(config.policy, device=arguments.device, dtype=torch.float32)
+    train(config, policy, task, output=arguments.output)
     print(f"Policy and metrics: {arguments.output}")
 
 
@@ -162,6 +173,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     from i2b_lpo.pretrain import PretrainConfig, build_model, build_tokenizer, pretrain
     from i2b_lpo.tasks import load_task
 
+    _need_new(arguments.output)
     output = _new_folder(arguments.output)
     config = PretrainConfig(
         shop_share=PretrainConfig.shop_share if arguments.task == "shop" else 0.0,
@@ -187,6 +199,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from i2b_lpo.tasks import load_task
     from i2b_lpo.trace import write_traces
 
+    _need_new(arguments.output)
     sampling = Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
     task = load_task(arguments.task, path=arguments.data)
     questions = task.questions(arguments.split, arguments.questions, seed=arguments.seed)
@@ -210,6 +223,7 @@ def _rollout(arguments: argparse.Namespace) -> None:
     from i2b_lpo.tasks import load_task, own_question
     from i2b_lpo.trace import write_traces
 
+    _need_new(arguments.output)
     sampling = Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
     if arguments.question is not None:
         question = own_question(arguments.question)
@@ -262,6 +276,7 @@ def _notebooks(arguments: argparse.Namespace) -> None:
     source = next((place for place in places if any(place.glob("*.ipynb"))), None)
     if source is None:
         raise ValueError("This installation has no notebooks; install the package again.")
+    _need_new(arguments.folder)
     folder = _new_folder(arguments.folder)
     for file in sorted(source.glob("*.ipynb")):
         shutil.copy(file, folder / file.name)
@@ -271,11 +286,12 @@ def _notebooks(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from i2b_lpo.export import export
 
+    _need_new(arguments.folder)
     source = Path(arguments.source)
     policy = source / "policy"
     export(
         str(policy) if policy.is_dir() else arguments.source,
-        _new_folder(arguments.folder),
+        arguments.folder,
         run=source if policy.is_dir() else None,
     )
     print(arguments.folder)

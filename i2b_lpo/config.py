@@ -86,7 +86,6 @@ class EvaluationConfig:
 
     questions: int = 150
     samples: int = 8
-    every: int = 0  # steps between evaluations during training; 0: none
 
     def __post_init__(self) -> None:
         _need(self.questions >= 1, "evaluation.questions must be at least 1.")

@@ -15,6 +15,8 @@ from tqdm.auto import tqdm
 
 from i2b_lpo.decode import Sampling
 from i2b_lpo.metrics import (
+    FORK,
+    SURE,
     Interval,
     bootstrap_interval,
     distinct_n,
@@ -34,7 +36,6 @@ __all__ = [
     "EntropyProfile",
     "Evaluation",
     "StrategyUse",
-    "difference",
     "entropy_profile",
     "evaluate",
     "measure",
@@ -63,7 +64,7 @@ class EntropyProfile:
     """Where a policy is uncertain (nats): shares of tokens, and H where a strategy is chosen.
 
     Attributes:
-        sure, fork: share of tokens below `SURE` and above `FORK`.
+        sure, fork: share of tokens of at most `SURE` and above `FORK`.
         words: 10th percentile, median and 90th percentile of H at strategy words.
         fork_words: share of the tokens above `FORK` that are strategy words.
     """
@@ -79,7 +80,7 @@ class EntropyProfile:
         """The profile in two sentences."""
         low, middle, high = self.words
         return (
-            f"Of {self.tokens} tokens (mean {self.mean:.3f} nat) {self.sure:.1%} lie below "
+            f"Of {self.tokens} tokens (mean {self.mean:.3f} nat) {self.sure:.1%} have at most "
             f"{SURE} nat and {self.fork:.1%} above {FORK}. At strategy words the median is "
             f"{middle:.2f} nat (10th to 90th percentile {low:.2f} to {high:.2f}); they are "
             f"{self.fork_words:.0%} of the tokens above {FORK}."
@@ -123,9 +124,6 @@ class Evaluation:
         printer.text(str(self))
 
 
-SURE, FORK = 0.05, 0.7  # nats: a token that is all but decided, and a real choice
-
-
 def entropy_profile(traces: Sequence[Trace], words: Collection[str]) -> EntropyProfile:
     """The entropy profile of sampled traces; `words` are the strategy words, one token each."""
     pairs = [
@@ -143,7 +141,7 @@ def entropy_profile(traces: Sequence[Trace], words: Collection[str]) -> EntropyP
     return EntropyProfile(
         tokens=len(pairs),
         mean=float(entropies.mean()),
-        sure=float((entropies < SURE).mean()),
+        sure=float((entropies <= SURE).mean()),
         fork=float(forks.mean()),
         words=(low, middle, high),
         fork_words=float(at_words[forks].mean()) if forks.any() else 0.0,
@@ -186,6 +184,12 @@ def measure(
     """Metrics of traces already made; `greedy` holds one greedy rollout of the same questions."""
     if not traces:
         raise ValueError("There are no traces to measure; ask for at least one question.")
+    if len({len(t.rollouts) for t in traces}) > 1:
+        raise ValueError("Every question needs the same number of rollouts; sample them together.")
+    if greedy is not None and [t.question for t in greedy] != [t.question for t in traces]:
+        raise ValueError("The greedy traces must be of the same questions in the same order.")
+    if any(r.reward is None for t in traces for r in t.rollouts):
+        raise ValueError("A rollout has no verdict; verify them first, e.g. make them by roll_out.")
     rows: list[dict[str, float]] = []
     levels: dict[int, list[dict[str, float]]] = defaultdict(list)
     uses: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
@@ -231,17 +235,6 @@ def _intervals(rows: Sequence[dict[str, float]]) -> dict[str, Interval]:
     return {name: bootstrap_interval([row[name] for row in rows]) for name in rows[0]}
 
 
-def difference(after: Evaluation, before: Evaluation) -> dict[str, Interval]:
-    """Metric by metric, after − before, paired by question: the interval of the change."""
-    if after.questions != before.questions:
-        raise ValueError("A paired difference needs both policies measured on the same questions.")
-    return {
-        name: bootstrap_interval([a - b for a, b in zip(values, before.values[name], strict=True)])
-        for name, values in after.values.items()
-        if name in before.values
-    }
-
-
 def evaluate(
     policy: Policy,
     task: Task,
@@ -263,7 +256,7 @@ def evaluate(
         questions: what to ask.
         sampling: of the sampled rollouts; greedy decoding takes its length limit.
         samples: rollouts a question.
-        seed: of the sampling.
+        seed: of the sampling; the same seed and batch give the same rollouts.
         batch: rows decoded at a time.
         progress: label of the progress bar.
 

@@ -22,7 +22,6 @@ def export(source: str, folder: Path, *, run: Path | None = None) -> None:
         ValueError: `source` is no policy.
     """
     policy = load_policy(source)
-    save_policy(policy, folder)
     lines = ["---", "library_name: transformers", "tags: [i2b-lpo, grpo]", "---", ""]
     lines += [
         f"# {folder.name}",
@@ -54,4 +53,5 @@ def export(source: str, folder: Path, *, run: Path | None = None) -> None:
         "```",
         "",
     ]
+    save_policy(policy, folder)
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

@@ -242,7 +242,7 @@ def policy_logprobs(
         use_cache=False,
     ).last_hidden_state  # (B, T, d)
     logp, entropy = chunked_logprobs(
-        states[:, :-1][predicted],  # (N, d)
+        states[:, :-1][predicted].to(head.weight.dtype),  # (N, d); autocast may have narrowed it
         head.weight,
         input_ids[:, 1:][predicted],
         temperature=temperature,

@@ -12,7 +12,7 @@ verdicts, or an `equivalent` function).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -24,12 +24,15 @@ from rapidfuzz.distance import Indel
 from sacrebleu.metrics.bleu import BLEU
 
 __all__ = [
+    "FORK",
+    "SURE",
     "Interval",
     "Tokens",
     "avg_at_k",
     "bootstrap_interval",
     "distinct_n",
     "maj_at_k",
+    "paired_differences",
     "pass_at_k",
     "rep_n",
     "self_bleu",
@@ -41,6 +44,9 @@ __all__ = [
 class _Array(Protocol):
     def tolist(self) -> Any: ...
 
+
+SURE = 0.05  # nats; a token of at most this entropy is all but decided
+FORK = 0.7  # nats; a token above it counts as a fork in every figure and table
 
 Tokens: TypeAlias = Sequence[Hashable] | _Array
 """One sequence of tokens, ids or words: a list, a tuple or a one-dimensional array or tensor."""
@@ -283,6 +289,31 @@ def bootstrap_interval(
     means = questions[drawn].mean(axis=1)  # (resamples,)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(questions.mean()), float(low), float(high), questions.size)
+
+
+def paired_differences(
+    before: Mapping[str, Sequence[float]], after: Mapping[str, Sequence[float]]
+) -> dict[str, Interval]:
+    """Return after − before for each metric in both, paired by question, with its interval.
+
+    Args:
+        before: metric → one number a question (`Evaluation.values`).
+        after: the same for another policy, on the same questions in the same order.
+
+    Raises:
+        ValueError: the two were measured on different numbers of questions.
+
+    Example:
+        >>> print(paired_differences({"pass@1": [0.0, 0.5]}, {"pass@1": [0.5, 1.0]})["pass@1"])
+        0.500 [0.500, 0.500]
+    """
+    if any(len(before[name]) != len(after[name]) for name in before.keys() & after.keys()):
+        raise ValueError("A paired difference needs both policies measured on the same questions.")
+    return {
+        name: bootstrap_interval([b - a for a, b in zip(old, after[name], strict=True)])
+        for name, old in before.items()
+        if name in after
+    }
 
 
 def _check_k(k: int, n: int) -> None:

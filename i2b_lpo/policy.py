@@ -132,6 +132,10 @@ def load_policy(
         ValueError: unknown name, another architecture than Qwen2 / Qwen3, a damaged bundled file,
             or a tokenizer without chat template or end token.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # unknown, or torch was built without it
+        raise ValueError(f"This machine has no device {str(device)!r}; give cpu.") from error
     name = str(name)
     bundled = name in BUNDLED
     source = asset_path(name) if bundled else Path(name).expanduser()

@@ -65,6 +65,10 @@ class PretrainConfig:
     decay: float = 0.3
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not 256 <= self.tokens <= 16_384:
+            raise ValueError(f"tokens is {self.tokens}; give 256 to 16384, a fraction of a pool.")
+
 
 def _examples(config: PretrainConfig, rng: random.Random) -> Iterator[tuple[str, str, str]]:
     """Endless (question, any solution, solution by habit) of the train split."""
@@ -160,7 +164,7 @@ def _batches(
             if (len(groups[-1]) + 1) * (len(document[0]) + len(document[1])) > config.tokens:
                 groups.append([])
             groups[-1].append(document)
-        groups.pop()  # it isn't full
+        groups.pop()  # it isn't full: the few longest documents of the pool are left out
         rng.shuffle(groups)
         for group in groups:
             width = max(len(head) + len(tail) for head, tail in group)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from i2b_lpo.metrics import Interval, bootstrap_interval
+from i2b_lpo.metrics import Interval, paired_differences
 from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.views import (
     View,
@@ -25,27 +25,13 @@ from i2b_lpo.views import (
 from i2b_lpo.views.markup import text
 from i2b_lpo.views.text import fitting_digits, interval, label, signed
 
-__all__ = ["paired_differences", "tour_page"]
+__all__ = ["tour_page"]
 
 BEFORE, AFTER = "base", "after GRPO"
 CURVES = ("reward", "entropy", "distinct_strategies", "length", "rep4", "grad_norm")
 
 Evaluation = Mapping[str, Any]
 Labeller = Callable[[Question, str], Any]
-
-
-def paired_differences(before: Evaluation, after: Evaluation) -> dict[str, Interval]:
-    """After minus before by metric, with 95 % bootstrap intervals over questions.
-
-    Args:
-        before: `Evaluation.to_json()`.
-        after: the same of another policy on the same questions.
-    """
-    return {
-        name: bootstrap_interval([b - a for a, b in zip(old, after["values"][name], strict=True)])
-        for name, old in before["values"].items()
-        if name in after["values"]
-    }
 
 
 def _signature(trace: Trace, rollout: Rollout, labeller: Labeller) -> str | None:
@@ -97,7 +83,9 @@ def tour_page(
             "The page needs the traces of both evaluations; evaluate before and after."
         )
     asked = [[trace.question for trace in traces] for traces in (traces_before, traces_after)]
-    differences = paired_differences(before, after) if asked[0] == asked[1] else {}
+    differences = (
+        paired_differences(before["values"], after["values"]) if asked[0] == asked[1] else {}
+    )
     body = [
         _opening(before, after, records, config, differences),
         _loop(config),

@@ -39,6 +39,8 @@ def roll_out(
     Returns:
         One trace a question; every rollout has `reward` 1.0 or 0.0 and the verdict's `reason`.
     """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; give at least 1.")
     traces: list[Trace] = []
     width = max(1, batch // samples)
     for start in range(0, len(questions), width):

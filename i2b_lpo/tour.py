@@ -9,7 +9,6 @@ import time
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -17,12 +16,14 @@ import transformers
 import i2b_lpo
 from i2b_lpo.config import preset
 from i2b_lpo.decode import Sampling
-from i2b_lpo.evaluate import Evaluation, difference, evaluate
+from i2b_lpo.evaluate import Evaluation, evaluate
+from i2b_lpo.metrics import Interval, paired_differences
 from i2b_lpo.policy import load_policy
 from i2b_lpo.report import tour_page
 from i2b_lpo.tasks import load_task
 from i2b_lpo.trace import Trace, write_traces
-from i2b_lpo.train import Learner, StepRecord, train
+from i2b_lpo.train import StepRecord, train
+from i2b_lpo.update import Learner
 
 __all__ = ["tour"]
 
@@ -79,7 +80,7 @@ def tour(output: Path, *, seed: int = 0, steps: int | None = None) -> Path:
     records = train(config, policy, task, output=output, on_step=keep_a_mixed_group)
     group, scores = groups[0] if groups else (None, [])
     after, traces_after = measured("after")
-    change = difference(after, before)
+    change = paired_differences(before.values, after.values)
     print(_table(before, after, change))
     return tour_page(
         output / "index.html",
@@ -107,7 +108,7 @@ def _forks(trace: Trace) -> str:
     return f"\n{trace.question.text}\n\n{rollout.text}\n\nmost uncertain tokens: {forks}\n"
 
 
-def _table(before: Evaluation, after: Evaluation, change: dict[str, Any]) -> str:
+def _table(before: Evaluation, after: Evaluation, change: dict[str, Interval]) -> str:
     lines = [f"\n{'':20} {'before':22} {'after':22} change (paired, 95 % interval)"]
     for name in SHOWN:
         if name in change:

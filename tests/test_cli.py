@@ -153,10 +153,10 @@ def test_a_benchmark_can_be_read_from_a_local_copy(
         text = "\n".join(map(json.dumps, rows))
         (tmp_path / f"{split}.jsonl").write_text(text, encoding="utf-8")
     arguments = ("--policy", policy, "--task", "gsm8k", "--data", tmp_path, "--split", "test")
-    arguments = (*arguments, "--questions", 2, "--samples", 1, "--max-new-tokens", 3)
-    assert run("evaluate", *arguments) == 0
+    few = ("--questions", 2, "--samples", 1, "--max-new-tokens", 3)
+    assert run("evaluate", *arguments, *few) == 0
     assert "on gsm8k: 2 questions × 1 samples" in capsys.readouterr().out
-    assert run("evaluate", *arguments[:-6], "--questions", 13) == 2
+    assert run("evaluate", *arguments, "--questions", 13) == 2
     assert "holds 12 questions, 13 were asked for; ask for fewer" in capsys.readouterr().err
 
 
@@ -197,7 +197,9 @@ def test_export_copies_a_policy(policy: str, tmp_path: Path, capsys: Capture) ->
 def test_pretrain_writes_a_policy_of_the_bundled_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    def stub(policy: Policy, task: Any, questions: Sequence[Any], **_: Any) -> tuple[str, list[Any]]:
+    def stub(
+        policy: Policy, task: Any, questions: Sequence[Any], **_: Any
+    ) -> tuple[str, list[Any]]:
         assert {q.task for q in questions} == {task.name} == {"product"}
         return f"measured {policy.name}", []
 
@@ -464,10 +466,10 @@ import i2b_lpo
 from i2b_lpo.cli import main
 folder = Path(sys.argv[1])
 i2b_lpo.__file__ = str(folder / "i2b_lpo" / "__init__.py")
-for words in (["--help"], ["train", "--help"], ["train", "--steps", "x"], ["info", "--preset", "tiny"],
-              ["train", "--output", "x", "--preset", "nope"], ["notebooks", str(folder / "mine")]):
+for words in ("--help", "train --help", "train --steps x", "info --preset tiny",
+              "train --output x --preset nope", f"notebooks {folder / 'mine'}"):
     try:
-        code = main(words)
+        code = main(words.split())
     except SystemExit as end:
         code = end.code
     print("code", code)
@@ -495,6 +497,6 @@ def test_the_module_runs_and_a_hub_name_out_of_reach_is_one_line(tmp_path: Path)
 
 
 def test_rollout_can_be_written_to_a_file_that_knows_no_greek(policy: str) -> None:
-    arguments = ("rollout", "--policy", policy, "--max-new-tokens", "3", "--question", "What is 2*3?")
-    done = alone("-m", "i2b_lpo.cli", *arguments, PYTHONIOENCODING="ascii")
+    arguments = ("--policy", policy, "--max-new-tokens", "3", "--question", "What is 2*3?")
+    done = alone("-m", "i2b_lpo.cli", "rollout", *arguments, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr

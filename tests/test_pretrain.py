@@ -62,9 +62,7 @@ def test_a_whole_solution_has_one_token_per_word_digit_and_sign(
 
 
 @given(number=st.integers(0, 10**12))
-def test_a_number_has_one_token_per_digit(
-    number: int, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_a_number_has_one_token_per_digit(number: int, tokenizer: PreTrainedTokenizerFast) -> None:
     digits = str(number)
     assert [tokenizer.decode([i]) for i in ids_of(tokenizer, digits)] == list(digits)
 
@@ -148,7 +146,7 @@ def test_habit_begins_after_its_share_of_the_steps(
     monkeypatch.setattr(i2b_lpo.pretrain, "write_solution", marked)
     # A pool of 512 documents is made at once; here it lasts for at most four steps.
     config = PretrainConfig(steps=12, habit_from=0.5, tokens=8000)
-    kinds = []
+    kinds: list[str] = []
     for ids, labels in some_batches(tokenizer, config, 12):
         found = {
             tokenizer.decode(solution[:-1])

@@ -57,7 +57,7 @@ def test_texts_pieces_numbers_and_verdicts_belong_together(monkeypatch: pytest.M
     questions = [
         Question("a", "What is 23*14?", "322"),
         Question("b", "What is 23*88?", "2024"),
-        Question("c", "What is 23*88?", "2024"),
+        Question("c", "What is 11*9?", "99"),
     ]
     policy = tiny_policy()
     decoded = hand_made(policy, texts)
@@ -96,9 +96,7 @@ def test_real_rollouts_hold_what_was_decoded() -> None:
     policy = replace(policy, eos_ids=tuple(range(2, 30)))
     sampling = Sampling(12, 0.7, 0.9)
     traces = roll_out(policy, PRODUCTS, sampling, samples=3, generator=seeded())
-    decoded = decode(
-        policy, policy.prompts(PRODUCTS), sampling, samples=3, generator=seeded()
-    )
+    decoded = decode(policy, policy.prompts(PRODUCTS), sampling, samples=3, generator=seeded())
     rollouts = [r for t in traces for r in t.rollouts]
     assert {r.finished for r in rollouts} == {True, False}
     for at, rollout in enumerate(rollouts):
@@ -171,7 +169,7 @@ def test_no_questions_give_no_traces() -> None:
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="needs a torch.Generator"):
+    with pytest.raises(ValueError, match=r"needs a torch\.Generator"):
         roll_out(tiny_policy(), PRODUCTS, Sampling(8))
     with pytest.raises(ValueError, match="samples is 0; give at least 1"):
         roll_out(tiny_policy(), PRODUCTS, Sampling(8), samples=0, generator=seeded())

@@ -11,11 +11,13 @@ import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_policy
@@ -24,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import i2b_lpo.rollout
 import i2b_lpo.train
+import i2b_lpo.update
 from i2b_lpo.config import GRPOConfig, OptimizerConfig, RolloutConfig, RunConfig
 from i2b_lpo.decode import Sampling
 from i2b_lpo.grpo import VARIANTS, loss_normaliser, policy_loss
@@ -33,19 +36,15 @@ from i2b_lpo.rollout import roll_out
 from i2b_lpo.tasks import load_task
 from i2b_lpo.tasks.shop import Labels
 from i2b_lpo.trace import Question, Rollout, Trace
-from i2b_lpo.train import (
+from i2b_lpo.train import StepRecord, reward_table, score, train, train_step
+from i2b_lpo.update import (
     Batch,
     Learner,
     Sample,
-    StepRecord,
     build_learner,
     micro_batches,
     pack,
-    reward_table,
     samples_of,
-    score,
-    train,
-    train_step,
     update,
 )
 from i2b_lpo.verify import Verdict
@@ -199,11 +198,12 @@ def dense_loss(policy: Policy, samples: Sequence[Sample], config: RunConfig) -> 
             terms.append(term + config.grpo.alpha * a * entropy)
         share = len(terms) if variant.reduction == "sequence" else 1
         total = total - torch.stack(terms).sum() / share
-    return total / {
+    denominators = {
         "token": sum(len(s.rollout) for s in samples),
         "sequence": len(samples),
         "constant": LENGTH * len(samples),
-    }[variant.reduction]
+    }
+    return total / denominators[variant.reduction]
 
 
 # --- one loss, however it is cut ------------------------------------------------------------------
@@ -291,9 +291,7 @@ def test_skipping_samples_without_advantage_equals_including_them(variant: str) 
     )
     assert metrics["loss"] == pytest.approx(result.loss.item(), rel=1e-12)
     names, weights = zip(*policy.model.named_parameters(), strict=True)
-    assert_close(
-        found, dict(zip(names, torch.autograd.grad(result.loss, weights), strict=True))
-    )
+    assert_close(found, dict(zip(names, torch.autograd.grad(result.loss, weights), strict=True)))
 
 
 def test_padding_never_changes_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +311,7 @@ def test_padding_never_changes_the_gradient(monkeypatch: pytest.MonkeyPatch) -> 
             batch.advantages,
         )
 
-    monkeypatch.setattr(i2b_lpo.train, "pack", pack_wider)
+    monkeypatch.setattr(i2b_lpo.update, "pack", pack_wider)
     padded, found = gradients(learner, samples)
     assert padded["loss"] == pytest.approx(metrics["loss"], rel=1e-12)
     assert_close(found, expected)
@@ -337,9 +335,7 @@ def any_samples(draw: st.DrawFn) -> list[Sample]:
     for _ in range(draw(st.integers(1, 6))):
         prompt = draw(st.lists(ids, min_size=1, max_size=6))
         new = draw(st.lists(ids, min_size=1, max_size=6))
-        old = draw(
-            st.lists(st.floats(-9, 0, width=32), min_size=len(new), max_size=len(new))
-        )
+        old = draw(st.lists(st.floats(-9, 0, width=32), min_size=len(new), max_size=len(new)))
         zeros = (0.0,) * len(new)
         rollout = Rollout(tuple(new), ("",) * len(new), zeros, tuple(old), zeros, "", True)
         found.append(Sample(tuple(prompt), rollout, draw(st.floats(-2, 2, width=32))))
@@ -376,7 +372,7 @@ def test_micro_batches_hold_every_sample_once_within_the_limit(
         assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= tokens
     lengths = [len(s) for b in batches for s in b]
     assert lengths == sorted(lengths), "documents of like length share a batch"
-    for batch, following in zip(batches, batches[1:], strict=False):  # none could be fuller
+    for batch, following in pairwise(batches):  # none could be fuller
         assert (len(batch) + 1) * len(following[0]) > tokens
 
 
@@ -556,17 +552,16 @@ def test_dynamic_sampling_compares_verdicts_not_penalties(monkeypatch: pytest.Mo
     assert record.metrics["trained_tokens"] == 0
 
 
-def test_a_dropped_group_counts_neither_above_nor_below() -> None:
-    config = setting(alpha=0.25)
+@pytest.mark.parametrize("variant", ["grpo", "sequence_mean", "dr_grpo"])
+def test_a_dropped_group_counts_neither_above_nor_below(variant: str) -> None:
+    config = setting(alpha=0.25, variant=variant)
     learner = learner_of(config)
     samples = scored(learner.policy, config)
     gone = samples[3].prompt_ids
     kept = [s for s in samples if s.prompt_ids != gone]
     assert len(kept) == 8
     assert len(samples) == 12
-    metrics, found = gradients(
-        learner, [replace(s, dropped=s.prompt_ids == gone) for s in samples]
-    )
+    metrics, found = gradients(learner, [replace(s, dropped=s.prompt_ids == gone) for s in samples])
     kept_metrics, expected = gradients(learner, kept)
     assert metrics == kept_metrics
     assert_close(found, expected)
@@ -639,7 +634,7 @@ def break_log_probs(learner: Learner, patch: pytest.MonkeyPatch) -> str:
         calls.append(1)
         return (logp * float("nan") if len(calls) == 2 else logp), entropy
 
-    patch.setattr(i2b_lpo.train, "policy_logprobs", broken)
+    patch.setattr(i2b_lpo.update, "policy_logprobs", broken)
     return "log-probs"
 
 
@@ -648,7 +643,7 @@ def break_entropies(learner: Learner, patch: pytest.MonkeyPatch) -> str:
         logp, entropy = policy_logprobs(*arguments, **settings)
         return logp, entropy + float("inf")
 
-    patch.setattr(i2b_lpo.train, "policy_logprobs", broken)
+    patch.setattr(i2b_lpo.update, "policy_logprobs", broken)
     return "entropies"
 
 
@@ -657,7 +652,7 @@ def break_the_loss(learner: Learner, patch: pytest.MonkeyPatch) -> str:
         result = policy_loss(*arguments, **settings)
         return replace(result, loss=result.loss * float("inf"))
 
-    patch.setattr(i2b_lpo.train, "policy_loss", broken)
+    patch.setattr(i2b_lpo.update, "policy_loss", broken)
     return "loss"
 
 
@@ -720,7 +715,7 @@ def test_an_update_that_was_stopped_leaves_no_gradient_behind(
         return policy_loss(*arguments, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(i2b_lpo.train, "policy_loss", stopped)
+        patch.setattr(i2b_lpo.update, "policy_loss", stopped)
         with pytest.raises(KeyboardInterrupt):
             update(learner, samples)
     assert_close(gradients(learner, samples)[1], expected)
@@ -750,7 +745,7 @@ def test_after_a_step_the_policy_decodes_as_before() -> None:
 
 def test_questions_that_cannot_be_dealt_evenly_are_refused() -> None:
     config = replace(SMALL, questions=4, grpo=GRPOConfig(updates=3))
-    with pytest.raises(ValueError, match="4 questions .* use a multiple of 3"):
+    with pytest.raises(ValueError, match=r"4 questions .* use a multiple of 3"):
         build_learner(tiny_policy(), config)
 
 
@@ -863,6 +858,13 @@ def test_a_run_is_a_function_of_its_seed_and_step() -> None:
 
 
 @pytest.mark.usefixtures("chance")
+def test_each_step_draws_other_rollouts() -> None:
+    first, later = (train_step(learner_of(), FakeTask(), step).traces for step in (0, 3))
+    assert [t.prompt_ids for t in first] == [t.prompt_ids for t in later]
+    assert not any(a.rollouts == b.rollouts for a, b in zip(first, later, strict=True))
+
+
+@pytest.mark.usefixtures("chance")
 def test_the_learning_rate_warms_up_and_the_gradient_is_clipped() -> None:
     rates: list[float] = []
     used: list[float] = []
@@ -917,16 +919,14 @@ def test_a_run_writes_settings_metrics_and_a_policy(tmp_path: Path) -> None:
         seen.append(len((output / "metrics.jsonl").read_text(encoding="ascii").splitlines()))
 
     config = setting(variant="dapo", alpha=0.1)
-    history = train(
-        config, policy, FakeTask(), output=output, on_step=count_lines, progress=False
-    )
+    history = train(config, policy, FakeTask(), output=output, on_step=count_lines, progress=False)
     assert seen == [1, 2, 3], "a line is there as soon as its step is done"
     lines = (output / "metrics.jsonl").read_text(encoding="ascii").splitlines()
     assert [json.loads(line) for line in lines] == history
     assert [row["step"] for row in history] == [0, 1, 2]
     saved = json.loads((output / "config.json").read_text(encoding="utf-8"))
     assert saved == config.to_json()
-    nested = {
+    nested: dict[str, Any] = {
         "rollout": RolloutConfig(**saved.pop("rollout")),
         "grpo": GRPOConfig(**saved.pop("grpo")),
         "optimizer": OptimizerConfig(**saved.pop("optimizer")),
@@ -958,7 +958,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 import test_train as t
 
 folder = Path(sys.argv[1])
-patience = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=20))
+patience = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=60))
 accelerator = Accelerator(cpu=True, kwargs_handlers=[patience])
 assert accelerator.num_processes == 2
 rank = accelerator.process_index
@@ -990,11 +990,14 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         "PYTHONPATH": os.pathsep.join(path),
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
     }
+    if sys.platform == "linux":  # else gloo looks for an address of the machine's name
+        variables["GLOO_SOCKET_IFNAME"] = "lo"
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        + [str(folder / "worker.py"), str(folder)],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+            *(str(folder / "worker.py"), str(folder)),
+        ],
         env=os.environ | variables,
         capture_output=True,
         text=True,
@@ -1036,3 +1039,33 @@ def test_two_processes_train_one_policy(launched: tuple[Path, str]) -> None:
     assert len((folder / "metrics.jsonl").read_text(encoding="ascii").splitlines()) == 3
     policy = AutoModelForCausalLM.from_pretrained(folder / "policy")
     assert same_bits(dict(policy.named_parameters()), one)
+
+
+def test_half_precision_weights_are_refused() -> None:
+    policy = tiny_policy(dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"dtype=torch\.float32"):
+        build_learner(policy, RunConfig())
+
+
+def test_bfloat16_passes_train_float32_weights() -> None:
+    policy = tiny_policy()
+    config = RunConfig(rollout=RolloutConfig(samples=4, max_new_tokens=8), questions=2)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    learner = build_learner(policy, config, accelerator=accelerator)
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    with accelerator.autocast():
+        traces = roll_out(
+            policy,
+            load_task("shop").questions("train", 2, seed=0),
+            Sampling(8),
+            samples=4,
+            generator=torch.Generator().manual_seed(0),
+        )
+    metrics = update(learner, samples_of(traces, torch.tensor([[1.0, -1.0, 0.5, -0.5]] * 2)))
+    # The same precision on both sides: what decoding recorded is what the update sees, up to
+    # bfloat16's rounding.
+    assert metrics["mean_ratio"] == pytest.approx(1.0, abs=0.05)
+    changed = [
+        not torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True)
+    ]
+    assert all(p.dtype == torch.float32 for p in policy.model.parameters()) and all(changed)

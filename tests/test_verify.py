@@ -177,6 +177,8 @@ SAME = [
     ("3/4", r"\frac{3}4"),
     ("3/4", ".75"),
     ("3/4", "6 / 8"),
+    ("5", "--5"),
+    ("5", "-(-5)"),
     (r"137\frac12", "137.5"),
     (r"-15\frac{3}{5}", "-15.6"),
     ("2.5", "2 1/2"),
@@ -198,6 +200,7 @@ SAME = [
     ("37_8", "37"),
     (r"8\!:\!34 \text{ p.m.}", "8:34 PM"),
     ("08:34", "8:34"),
+    (r"8:34\text{ p.m.}", "8:34"),
     (r"\text{Evelyn}", "evelyn"),
     (r"\text{(B)}", "B"),
     (r"(\text{H})", r"\textbf{H}"),
@@ -226,6 +229,7 @@ DIFFERENT = [
     ("37_8", "37_9"),
     ("37", "37_8"),
     ("5", "5_2"),
+    ("1_7", "1_7, 1"),
     (r"\sqrt{5}", r"\sqrt{5}_2"),
     ("f(x)", "f'(x)"),
     (r"\text{Evelyn}", r"\text{Carla}"),
@@ -242,6 +246,9 @@ LEFT_OPEN = [  # by stage 1: not two numbers, and not the same string
     ("18", "eighteen"),
     ("100200", "100, 200"),
     ("1234", "(1,234)"),
+    ("1234567", "123,4567"),
+    ("123456", "1,234,56"),
+    ("3.5", r"2\frac{3}{2}"),
     ("2", "2xy"),
     ("5", r"5 \text{ or } 6"),
     ("120", "5!"),
@@ -417,6 +424,7 @@ EQUAL_BY_MATH_VERIFY = [
     (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt3}"),
     (r"\frac{\pi}{2}", r"\frac\pi2"),
     (r"3\sqrt{13}", r"\sqrt{117}"),
+    (r"\sqrt{2}+\sqrt{3}", r"\sqrt{5+2\sqrt{6}}"),
     ("(-2,1)", r"\left( -2, 1 \right)"),
     (r"(-\infty,2)\cup(2,\infty)", r"\mathbb{R}\setminus\{2\}"),
     (r"\{1,2\}", r"\{2,1\}"),
@@ -786,9 +794,12 @@ def test_a_missing_math_verify_is_an_error_not_a_verdict(
         ("""print('{"error": "No module named math_verify"}')""", "No module named math_verify"),
         ("raise SystemExit(1)", "ended at once"),
     ):
-        program.write_text(source)
+        starts = tmp_path / "starts"
+        starts.write_text("")
+        program.write_text(f"open({str(starts)!r}, 'a').write('.')\n{source}")
         with pytest.raises(WorkerStartError, match=f"pip install math-verify.*{said}"):
             WorkerPool(1).compare("x+1", "1+x", 1.0)
+        assert starts.read_text() == ".."
 
 
 def run_script(source: str) -> str:
@@ -811,17 +822,26 @@ def test_the_parent_imports_neither_torch_nor_sympy_nor_math_verify() -> None:
 
 @LINUX
 def test_fork_and_exit_leave_each_others_workers_alone() -> None:
-    # The forked child starts workers of its own, and ends them, not its parent's, when it exits.
+    # The forked child starts workers of its own, whoever held the pool's lock, and ends them, not
+    # its parent's, when it exits.
     pids = run_script(
-        "import os, sys\n"
+        "import os, sys, threading\n"
         "from i2b_lpo.verify import verify\n"
         "from i2b_lpo._verify_worker import shared_pool\n"
         r"same = lambda n: verify(f'x+{n}', rf'\boxed{{{n}+x}}', timeout=60).correct"
         "\nassert same(1)\n"
         "mine = [w.pid for w in shared_pool()._idle]\n"
+        "held, release = threading.Event(), threading.Event()\n"
+        "def hold():\n"
+        "    with shared_pool()._condition:\n"
+        "        held.set()\n"
+        "        release.wait()\n"
+        "threading.Thread(target=hold).start()\n"
+        "held.wait()\n"
         "if (pid := os.fork()) == 0:\n"
-        "    sys.exit(0 if same(2) and mine != [w.pid for w in shared_pool()._idle] else 1)\n"
+        "    os._exit(2) if not same(2) else sys.exit(0)\n"
         "assert os.waitpid(pid, 0)[1] == 0\n"
+        "release.set()\n"
         "assert same(3) and mine == [w.pid for w in shared_pool()._idle]\n"
         "print(*mine)"
     )
@@ -840,7 +860,7 @@ def test_a_killed_parent_leaves_no_process_behind() -> None:
     )
     with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
-        session = int(parent.stdout.readline())
+        leader = int(parent.stdout.readline())
 
         def members() -> list[int]:
             found = []
@@ -849,7 +869,7 @@ def test_a_killed_parent_leaves_no_process_behind() -> None:
                     fields = stat.read_text().rpartition(")")[2].split()
                 except OSError:
                     continue
-                if fields[0] != "Z" and int(fields[3]) == session:
+                if fields[0] != "Z" and int(fields[3]) == leader:
                     found.append(int(stat.parent.name))
             return found
 

@@ -25,8 +25,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
-from i2b_lpo.metrics import bootstrap_interval
-from i2b_lpo.report import paired_differences, tour_page
+from i2b_lpo.metrics import bootstrap_interval, paired_differences
+from i2b_lpo.report import tour_page
 from i2b_lpo.tasks.shop import STRATEGIES as SHOP_STRATEGIES
 from i2b_lpo.tasks.shop import label as shop_label
 from i2b_lpo.tasks.shop import parse_problem, shop_questions, write_solution
@@ -821,7 +821,7 @@ def paired(mean: float, spread: float, rng: random.Random) -> tuple[dict[str, An
 def test_paired_differences_are_taken_question_by_question() -> None:
     before, after = paired(0.1, 0.2, random.Random(0))
     del after["values"]["greedy"]
-    found = paired_differences(before, after)
+    found = paired_differences(before["values"], after["values"])
     assert set(found) == set(before["metrics"]) - {"greedy"}
     old, new = before["values"]["length"], after["values"]["length"]
     assert found["length"] == bootstrap_interval([new[i] - old[i] for i in range(40)])
@@ -847,7 +847,7 @@ def test_the_page_claims_a_direction_only_where_the_interval_does(tmp_path: Path
     rng = random.Random(0)
     unclear = paired(0.02, 0.3, rng)
     for pair in (unclear, unclear[::-1]):
-        found = paired_differences(*pair)["pass@1"]
+        found = paired_differences(*(side["values"] for side in pair))["pass@1"]
         assert found.mean != 0 and found.low < 0 < found.high
         shown = page(*pair)
         assert "pass@1 did not clearly change" in shown

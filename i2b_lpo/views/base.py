@@ -23,7 +23,6 @@ from i2b_lpo.views.text import visible
 
 __all__ = [
     "DIVERGING",
-    "FORK",
     "GRID",
     "INK",
     "MONO",
@@ -46,7 +45,6 @@ INK = "#1A1A1A"
 MUTED = "#767676"
 GRID = "#E3E3E3"
 NEUTRAL = "#D0D0D0"
-FORK = 0.7  # nat; a token above it counts as a fork in every figure
 SANS = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 MONO = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 

@@ -9,14 +9,14 @@ from statistics import fmean
 
 import plotly.graph_objects as go
 
+from i2b_lpo.metrics import FORK, SURE
 from i2b_lpo.trace import Trace
-from i2b_lpo.views.base import FORK, INK, MUTED, STYLES, Style, View, hatched, styled, styles
+from i2b_lpo.views.base import INK, MUTED, STYLES, Style, View, hatched, styled, styles
 from i2b_lpo.views.text import escape, number, percent
 
 __all__ = ["entropy_histogram"]
 
-CERTAIN = 0.05
-EDGES = (0.0, 0.01, 0.02, CERTAIN, 0.1, 0.2, 0.4, FORK, 1.0, 1.4, 2.0, inf)
+EDGES = (0.0, 0.01, 0.02, SURE, 0.1, 0.2, 0.4, FORK, 1.0, 1.4, 2.0, inf)
 BINS = len(EDGES) - 1
 SHARES = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1)
 
@@ -49,7 +49,7 @@ def entropy_histogram(
         entropies = [h for _, h in pairs]
         shares = columns[name] = _shares(entropies, len(pairs))
         summary = (
-            f"{percent(fmean(h <= CERTAIN for h in entropies))} at most {CERTAIN} nat, "
+            f"{percent(fmean(h <= SURE for h in entropies))} at most {SURE} nat, "
             f"{percent(fmean(h > FORK for h in entropies))} above {FORK} nat"
         )
         bars = {"x": [i + 0.08 + width * (place + 0.5) for i in range(BINS)], "hoverinfo": "text"}
@@ -95,7 +95,7 @@ def entropy_histogram(
             mean = f", mean {number(fmean(forks), 2)} nat" if forks else ""
             sentence += f"; {len(forks)} of the hatched words{mean}"
         sentences.append(sentence)
-    for edge, anchor, zone in ((CERTAIN, "right", "nearly certain "), (FORK, "left", " forks")):
+    for edge, anchor, zone in ((SURE, "right", "nearly certain "), (FORK, "left", " forks")):
         at = EDGES.index(edge)
         figure.add_vline(x=at, line={"color": MUTED, "dash": "dot", "width": 1.5})
         figure.add_annotation(

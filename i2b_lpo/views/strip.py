@@ -9,8 +9,9 @@ from statistics import fmean
 
 import plotly.graph_objects as go
 
+from i2b_lpo.metrics import FORK
 from i2b_lpo.trace import Rollout, Trace
-from i2b_lpo.views.base import FORK, INK, MONO, MUTED, SEQUENTIAL, View, ink, shade, styled
+from i2b_lpo.views.base import INK, MONO, MUTED, SEQUENTIAL, View, ink, shade, styled
 from i2b_lpo.views.text import escape, number, visible
 
 __all__ = ["entropy_strip"]

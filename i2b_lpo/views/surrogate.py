@@ -47,29 +47,15 @@ def surrogate(ratios: Sequence[float], terms: Mapping[float, Sequence[float]]) -
     figure = make_subplots(rows=1, cols=len(terms), horizontal_spacing=0.1)
     sentences = []
     table = []
-    reach = max(map(abs, terms))
     for col, (advantage, values) in enumerate(terms.items(), start=1):
         cell = {"row": 1, "col": col}
         name = f"A = {signed(advantage, 2)}"
         pieces = _pieces(ratios, values)
-        for start, end, way in pieces:
-            if way == "flat":
-                figure.add_vrect(
-                    x0=ratios[start],
-                    x1=ratios[end],
-                    fillcolor=NEUTRAL,
-                    opacity=0.45,
-                    line_width=0,
-                    layer="below",
-                    **cell,
-                )
         figure.add_scatter(
             x=list(ratios),
             y=[ratio * advantage for ratio in ratios],
             mode="lines",
             line={"color": MUTED, "width": 1.5, "dash": "dash"},
-            name="ρ A, without a clip",
-            showlegend=col == 1,
             hoverinfo="skip",
             **cell,
         )
@@ -77,16 +63,28 @@ def surrogate(ratios: Sequence[float], terms: Mapping[float, Sequence[float]]) -
             x=list(ratios),
             y=list(values),
             mode="lines",
-            line={"color": shade((advantage / reach + 1) / 2, DIVERGING), "width": 4},
-            name="the term of J; grey behind it: flat, no gradient",
-            showlegend=False,
+            line={"color": shade(float(advantage > 0), DIVERGING), "width": 4},
             hovertemplate=f"{escape(name)}, ρ %{{x:.2f}}: %{{y:.2f}}<extra></extra>",
             **cell,
         )
+        # After the curves: plotly draws no shape in a panel that is still empty.
+        for start, end, way in pieces:
+            if way == "flat":
+                figure.add_vrect(
+                    x0=ratios[start],
+                    x1=ratios[end],
+                    fillcolor=NEUTRAL,
+                    opacity=0.5,
+                    line_width=0,
+                    layer="below",
+                    **cell,
+                )
         low, high = min(values), max(values)
         room = 0.35 * (high - low) or 1.0
         figure.update_yaxes(range=[low - room, high + room], **cell)
-        figure.update_xaxes(title_text="ρ = π_θ / π_old", **cell)
+        figure.update_xaxes(
+            title_text="ρ = π<sub>θ</sub> / π<sub>old</sub>", range=[ratios[0], ratios[-1]], **cell
+        )
         figure.add_vline(x=1, line={"color": INK, "width": 1, "dash": "dot"}, **cell)
         heading(figure, escape(name), **cell)
         table += [

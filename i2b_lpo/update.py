@@ -1,0 +1,274 @@
+"""The GRPO update: samples with advantages → packed micro-batches → one optimizer step.
+
+Where time is usually lost and isn't here: padding (documents of like length share a micro-batch),
+groups of equal reward (their gradient is exactly zero, so they take no pass), and a second pass for
+old log-probs (decoding has measured them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from i2b_lpo.config import RunConfig
+from i2b_lpo.grpo import VARIANTS, Variant, policy_loss
+from i2b_lpo.logprobs import policy_logprobs
+from i2b_lpo.policy import Policy
+from i2b_lpo.trace import Rollout, Trace
+
+__all__ = [
+    "Batch",
+    "Learner",
+    "Sample",
+    "TokenScorer",
+    "build_learner",
+    "micro_batches",
+    "pack",
+    "samples_of",
+    "update",
+    "variant_of",
+]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One trajectory as the update sees it; a dropped one doesn't count in the denominator."""
+
+    prompt_ids: tuple[int, ...]
+    rollout: Rollout
+    advantage: float
+    dropped: bool = False
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.rollout)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as right-padded tensors, (B, T); `mask` is True on new tokens only."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    mask: Tensor
+    old_logp: Tensor
+    advantages: Tensor  # (B,)
+
+
+class TokenScorer(nn.Module):
+    """log π and H of each token as one module call, so that DDP and FSDP see a forward pass."""
+
+    def __init__(self, policy: Policy, temperature: float) -> None:
+        super().__init__()
+        self.model = policy.model
+        self.vocab_size = policy.vocab_size
+        self.temperature = temperature
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `i2b_lpo.logprobs.policy_logprobs`."""
+        return policy_logprobs(
+            self.model,
+            batch.input_ids,
+            batch.attention_mask,
+            batch.mask,
+            temperature=self.temperature,
+            vocab_size=self.vocab_size,
+        )
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A policy with what its update needs."""
+
+    policy: Policy
+    config: RunConfig
+    accelerator: Accelerator
+    scorer: Any  # TokenScorer, as accelerate wraps it
+    optimizer: Any
+
+
+def build_learner(
+    policy: Policy, config: RunConfig, *, accelerator: Accelerator | None = None
+) -> Learner:
+    """Prepare `policy` for training with AdamW; its model is trained in place.
+
+    Raises:
+        ValueError: half-precision weights, an unknown variant, or questions that can't be dealt
+            evenly: each process needs whole questions, as many in each of `grpo.updates` steps.
+    """
+    variant_of(config)
+    if policy.model.dtype in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"{policy.name} is in {policy.model.dtype}, too coarse for small updates: load it with "
+            "dtype=torch.float32; on a GPU the passes run in bfloat16 all the same."
+        )
+    on_cpu = policy.device.type == "cpu"
+    accelerator = accelerator or Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else "bf16")
+    share = accelerator.num_processes * config.grpo.updates
+    if config.questions % share:
+        raise ValueError(
+            f"{config.questions} questions a step can't be dealt to {accelerator.num_processes} "
+            f"process(es) × {config.grpo.updates} update(s); use a multiple of {share}."
+        )
+    if config.gradient_checkpointing:
+        policy.model.gradient_checkpointing_enable()
+    scorer = TokenScorer(policy, config.rollout.temperature)
+    optimizer = torch.optim.AdamW(
+        scorer.parameters(), lr=config.optimizer.learning_rate, weight_decay=0.0
+    )
+    scorer, optimizer = accelerator.prepare(scorer, optimizer)
+    return Learner(policy, config, accelerator, scorer, optimizer)
+
+
+def variant_of(config: RunConfig) -> Variant:
+    """The GRPO variant that `config` names; ValueError lists the known ones."""
+    name = config.grpo.variant
+    if name not in VARIANTS:
+        raise ValueError(f"Unknown grpo.variant {name!r}; choose one of {', '.join(VARIANTS)}.")
+    return VARIANTS[name]
+
+
+# --- from traces to tensors ---------------------------------------------------------------------
+
+
+def samples_of(
+    traces: Sequence[Trace], scores: Tensor, *, dropped: Sequence[bool] | None = None
+) -> list[Sample]:
+    """Pair every rollout with its advantage; `scores` is (Q, G), `dropped` one flag a group."""
+    flags = dropped or [False] * len(traces)
+    return [
+        Sample(trace.prompt_ids, rollout, 0.0 if flag else advantage, flag)
+        for trace, row, flag in zip(traces, scores.tolist(), flags, strict=True)
+        for rollout, advantage in zip(trace.rollouts, row, strict=True)
+    ]
+
+
+def pack(samples: Sequence[Sample], pad_id: int, device: torch.device | str = "cpu") -> Batch:
+    """Right-pad samples into one batch. Positions line up: column t of every tensor is token t."""
+    width = max(map(len, samples))
+    shape = (len(samples), width)
+    ids = torch.full(shape, pad_id)
+    attention = torch.zeros(shape, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    old = torch.zeros(shape)
+    for row, sample in enumerate(samples):
+        start, end = len(sample.prompt_ids), len(sample)
+        ids[row, :end] = torch.tensor([*sample.prompt_ids, *sample.rollout.ids])
+        attention[row, :end] = 1
+        mask[row, start:end] = True
+        old[row, start:end] = torch.tensor(sample.rollout.logprobs)
+    weights = torch.tensor([sample.advantage for sample in samples])
+    return Batch(*(t.to(device) for t in (ids, attention, mask, old, weights)))
+
+
+def micro_batches(samples: Sequence[Sample], tokens: int) -> list[list[Sample]]:
+    """Split samples, sorted by length, into batches of at most `tokens` padded tokens each."""
+    batches: list[list[Sample]] = []
+    for sample in sorted(samples, key=len):  # so each sample is the longest of its batch so far
+        if batches and (len(batches[-1]) + 1) * len(sample) <= tokens:
+            batches[-1].append(sample)
+        else:
+            batches.append([sample])
+    return batches
+
+
+# --- the optimizer step -------------------------------------------------------------------------
+
+
+def update(learner: Learner, samples: Sequence[Sample], *, step: int = 0) -> dict[str, float]:
+    """One optimizer step on `samples`; returns its metrics (loss, gradient norm, clipping).
+
+    A sample of advantage 0 counts in the denominator and takes no pass: both its surrogate and its
+    self-reward α A H have no gradient. If none is left, no step is taken.
+
+    Raises:
+        FloatingPointError: loss or gradient isn't finite; names step and tensor. No parameter was
+            changed.
+    """
+    config, accelerator, device = learner.config, learner.accelerator, learner.policy.device
+    variant = variant_of(config)
+    kept = [sample for sample in samples if not sample.dropped]
+    count = {
+        "token": sum(len(s.rollout) for s in kept),
+        "sequence": len(kept),
+        "constant": len(kept) * config.rollout.max_new_tokens,
+    }[variant.reduction]
+    batches = micro_batches([s for s in kept if s.advantage], config.grpo.micro_tokens)
+    # All processes divide by the sum of their counts, and make equally many passes.
+    gathered = accelerator.gather(torch.tensor([[float(count), len(batches)]], device=device))
+    normaliser, rounds = gathered[:, 0].sum().item(), int(gathered[:, 1].max())
+    learner.optimizer.zero_grad(set_to_none=True)  # an update that was stopped may have left some
+    learner.scorer.train()
+    loss, tokens, clipped, ratios = 0.0, 0, 0.0, 0.0
+    for at in range(rounds):
+        batch = pack(batches[at] if at < len(batches) else [_IDLE], learner.policy.pad_id, device)
+        # DDP averages gradients after the last pass; we want their sum.
+        last = at == rounds - 1
+        with nullcontext() if last else accelerator.no_sync(learner.scorer):
+            logp, entropy = learner.scorer(batch)
+            numbers = {"log-probs": logp, "entropies": entropy, "old log-probs": batch.old_logp}
+            _refuse_non_finite(learner, step, numbers)
+            result = policy_loss(
+                logp,
+                batch.old_logp,
+                batch.advantages,
+                batch.mask,
+                entropy=entropy if config.grpo.alpha else None,
+                alpha=config.grpo.alpha,
+                clip_low=variant.clip_low,
+                clip_high=variant.clip_high,
+                reduction=variant.reduction,
+                normaliser=normaliser,
+            )
+            _refuse_non_finite(learner, step, {"loss": result.loss})
+            accelerator.backward(result.loss * accelerator.num_processes)
+        if at < len(batches):
+            loss += result.loss.item()
+            tokens += result.tokens
+            clipped += result.clip_fraction * result.tokens
+            ratios += result.mean_ratio * result.tokens
+    norm = _take_step(learner, step) if rounds else 0.0
+    learner.scorer.eval()  # in training mode, gradient checkpointing switches the cache off
+    sums = torch.tensor([loss, tokens, clipped, ratios], dtype=torch.float64, device=device)
+    loss, tokens, clipped, ratios = accelerator.reduce(sums).tolist()
+    return {
+        "loss": loss,
+        "grad_norm": norm,
+        "clip_fraction": clipped / max(1, tokens),
+        "mean_ratio": ratios / tokens if tokens else 1.0,
+        "trained_tokens": float(tokens),
+    }
+
+
+# Takes the pass of a process that has no sample left; its gradient is zero.
+_IDLE = Sample((0,), Rollout((0,), ("",), (0.0,), (0.0,), (0.0,), "", False), 0.0)
+
+
+def _refuse_non_finite(learner: Learner, step: int, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            learner.optimizer.zero_grad(set_to_none=True)
+            raise FloatingPointError(
+                f"Step {step}: {name}: not every number is finite; no parameter was changed. Lower "
+                "optimizer.learning_rate, or start from an earlier policy."
+            )
+
+
+def _take_step(learner: Learner, step: int) -> float:
+    """Clip the gradient, refuse one that isn't finite, step; returns the norm before clipping."""
+    settings = learner.config.optimizer
+    named = learner.scorer.named_parameters()
+    gradients = {f"gradient of {n}": p.grad for n, p in named if p.grad is not None}
+    _refuse_non_finite(learner, step, gradients)  # before clipping, which would spread a NaN
+    norm = learner.accelerator.clip_grad_norm_(learner.scorer.parameters(), settings.max_grad_norm)
+    _refuse_non_finite(learner, step, {"gradient norm": norm})
+    for group in learner.optimizer.param_groups:
+        group["lr"] = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)
+    return float(norm)
