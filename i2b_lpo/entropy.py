@@ -53,6 +53,7 @@ def token_entropy(logits: Tensor, vocab_size: int | None = None) -> Tensor:
     # −Σ p·log p has no negative term, so unlike logsumexp − Σ p·logit nothing cancels; the floor
     # makes 0·(−inf) a 0.
     floored = log_p.clamp_min(torch.finfo(log_p.dtype).min)
-    negative: Tensor = torch.linalg.vecdot(log_p.exp(), floored)  # (...)
+    with torch.autocast(log_p.device.type, enabled=False):  # which would sum in half precision
+        negative: Tensor = torch.linalg.vecdot(log_p.exp(), floored)  # (...)
     # Subtracted from zero, because negating a certain token's 0 would print as −0.
     return 0.0 - negative
