@@ -36,6 +36,10 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this Python, not one of the user's own
 }
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},  # the same for every version of Python
+}
 
 
 class Failure(Exception):
@@ -51,27 +55,21 @@ def execute(path: Path) -> Any:
         timeout=TIMEOUT,
         record_timing=False,
         coalesce_streams=True,
-        resources={"metadata": {"path": str(path.parent)}},
+        resources={"metadata": {"path": str(path.resolve().parent)}},
     )
+    code = [(at, cell) for at, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     with client.setup_kernel():
-        number = 0
-        for index, cell in enumerate(notebook.cells):
-            if cell.cell_type != "code":
-                continue
-            number += 1
+        for number, (at, cell) in enumerate(code, 1):
             where = f"{path.name}, code cell {number}"
             try:
-                client.execute_cell(cell, index)
+                client.execute_cell(cell, at)
             except CellExecutionError as error:
                 raise Failure(f"{where}: {error.ename}: {error.evalue}") from error
             except (CellTimeoutError, DeadKernelError) as error:
                 raise Failure(f"{where}: {type(error).__name__} ({TIMEOUT} s a cell)") from error
             cell.outputs = [kept for output in cell.outputs for kept in committed(output, where)]
             cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},  # the same for every version of Python
-    }
+    notebook.metadata = METADATA
     return notebook
 
 
@@ -82,10 +80,8 @@ def committed(output: Any, where: str) -> list[Any]:
             return [output]
         print(f"{where}, not kept: {output.text.rstrip()}", file=sys.stderr)
         return []
-    text = output.data.get("text/plain", "")
-    figure = output.data.get(PLOTLY)
-    output.metadata = {}
-    output.data = {kind: output.data[kind] for kind in ("text/plain",) if kind in output.data}
+    text, figure = output.data.get("text/plain", ""), output.data.get(PLOTLY)
+    output.data, output.metadata = {"text/plain": text}, {}
     if figure is not None:
         if not text or text.startswith("Figure("):
             raise Failure(f"{where}: a figure without words; end the cell in a View.")
@@ -124,9 +120,9 @@ def main() -> int:
         for path in paths:
             begin = time.perf_counter()
             written[path] = checked(execute(path), path)
-            print(f"{path.name}: {time.perf_counter() - begin:.0f} s")
-    except (Failure, ChromeNotFoundError, OSError) as error:
-        print(f"{error} Nothing was written.", file=sys.stderr)
+            print(f"{path.name}: {time.perf_counter() - begin:.0f} s", flush=True)
+    except (Failure, ChromeNotFoundError, OSError, ValueError) as error:
+        print(f"{error}\nNothing was written.", file=sys.stderr)
         return 1
     finally:
         kaleido.stop_sync_server()

@@ -275,9 +275,9 @@ def test_the_entropy_profile_equals_shares_counted_by_hand() -> None:
     assert profile.fork_words == 3 / 5
     assert profile.words == pytest.approx((0.1, 0.5, 0.9))
     assert profile.describe() == (
-        "Of 20 tokens (mean 0.481 nat) 25.0% have at most 0.05 nat and 25.0% above 0.7. At "
-        "strategy words the median is 0.50 nat (10th to 90th percentile 0.10 to 0.90); they are 60% of the "
-        "tokens above 0.7."
+        "Of 20 tokens (mean 0.481 nat) 25.0% have at most 0.05 nat and 25.0% above 0.7. "
+        "At strategy words the median is 0.50 nat (10th to 90th percentile 0.10 to 0.90); "
+        "they are 60% of the tokens above 0.7."
     )
 
 
