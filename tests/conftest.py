@@ -11,6 +11,8 @@ import pytest
 from hypothesis import settings
 from nbval.plugin import IPyNbCell
 
+from i2b_lpo._verify_pool import WorkerPool
+
 OFFLINE = Path(__file__).parent / "offline"
 collect_ignore = ["offline"]
 
@@ -45,3 +47,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _one_torch_thread() -> None:
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture
+def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: WorkerPool, pairs: object, limit: float) -> None:
+        raise AssertionError(f"stage 1 left {pairs} to math-verify")
+
+    monkeypatch.setattr(WorkerPool, "compare_many", refuse)
