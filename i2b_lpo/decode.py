@@ -98,8 +98,17 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.keys, self.values = keys[:, :, :end], values[:, :, :end]
         return self.keys, self.values
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self._buffers is None or not self._has_room(end := self.get_seq_length()):
+            super().batch_select_indices(indices)
+            return
+        # The spare room is selected too, so that the next step needs no new buffer.
+        keys, values = (buffer[indices] for buffer in self._buffers)
+        self._buffers = keys, values
+        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+
     def _has_room(self, end: int) -> bool:
-        # Selecting or repeating rows replaces `keys` by a fresh tensor: then the buffer is stale.
+        # Repeating rows replaces `keys` by a fresh tensor: then the buffer is stale.
         return (
             self._buffers is not None
             and self.keys is not None
@@ -107,6 +116,20 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             and self.keys.shape[0] == self._buffers[0].shape[0]
             and end <= self._buffers[0].shape[-2]
         )
+
+
+@torch.inference_mode()  # faster than no_grad; what is made of the logits are ordinary tensors
+def _last_logits(model: Any, ids: Tensor, mask: Tensor, position: Tensor, cache: Cache) -> Tensor:
+    """Logits after the last of `ids`, (B, V); the cache grows by the columns of `ids`."""
+    logits: Tensor = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    return logits[:, -1]
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -191,14 +214,7 @@ def decode(
     # Read every prompt once, then give each sample its own copy of the cache.
     cache = Cache(layer_class_to_replicate=_RoomyLayer)
     position = mask.cumsum(-1) - 1
-    logits = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=position.clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
+    logits = _last_logits(model, ids, mask, position.clamp(min=0), cache)
     cache.batch_repeat_interleave(samples)
     logits = logits.repeat_interleave(samples, 0)
     position = position[:, -1:].repeat_interleave(samples, 0)  # (B, 1), of the last token read
@@ -252,12 +268,7 @@ def decode(
         if step == width or not len(live):
             break
         position = position + 1
-        logits = model(
-            input_ids=token[:, None],
-            attention_mask=mask[:, : prompt_width + step],
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
+        columns = prompt_width + step
+        logits = _last_logits(model, token[:, None], mask[:, :columns], position, cache)
     out_ids, out = out_ids[:, :step], out[:, :, :step]
     return Decoded(out_ids, lengths, out[0], out[1], out[2], finished)
