@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2, help="untimed steps of each")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--trl-rows", type=int, default=96, help="rows in one of TRL's forward and backward passes"
+        "--trl-rows", type=int, default=16, help="rows in one of TRL's forward and backward passes"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result here")
     args = parser.parse_args()
