@@ -49,7 +49,7 @@ def _parser() -> _Parser:
     train = command("train", "train a policy by GRPO")
     evaluate = command("evaluate", "measure a policy on a task")
     rollout = command("rollout", "sample a policy on questions and show the entropy of each token")
-    pretrain = command("pretrain", "teach a tiny policy from random weights (3 min)")
+    pretrain = command("pretrain", "teach a tiny policy from random weights (5 min)")
     info = command("info", "say what is installed, bundled and configured")
     notebooks = command("notebooks", "copy the notebooks into a folder")
     export = command("export", "write a policy as an ordinary Hugging Face folder with a card")
@@ -95,7 +95,7 @@ def _parser() -> _Parser:
     pretrain.add_argument(
         "--task", choices=("product", "shop"), default="product", help="the warm-up (product)"
     )
-    pretrain.add_argument("--steps", type=_positive, default=600, help="optimizer steps (600)")
+    pretrain.add_argument("--steps", type=_positive, default=1200, help="optimizer steps (1200)")
     info.add_argument("--preset", help="print all settings of this preset")
     notebooks.add_argument("folder", type=Path, metavar="DIR")
     export.add_argument("source", help="a run's folder, a bundled name or a policy's folder")

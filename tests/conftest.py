@@ -22,6 +22,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     path for path in (str(OFFLINE), os.environ.get("PYTHONPATH")) if path
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # in a notebook they would be outputs
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_policy
@@ -1047,6 +1048,15 @@ def test_half_precision_weights_are_refused() -> None:
         build_learner(policy, RunConfig())
 
 
+@pytest.fixture
+def no_accelerator_yet() -> Iterator[None]:
+    """accelerate keeps one precision a process; forget it before and after."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("no_accelerator_yet")
 def test_bfloat16_passes_train_float32_weights() -> None:
     policy = tiny_policy()
     config = RunConfig(rollout=RolloutConfig(samples=4, max_new_tokens=8), questions=2)

@@ -13,7 +13,9 @@ from i2b_lpo.views.evaluation import comparison, strategy_shares
 from i2b_lpo.views.group import group_advantages
 from i2b_lpo.views.histogram import entropy_histogram
 from i2b_lpo.views.memory import memory_budget
+from i2b_lpo.views.pipeline import training_step
 from i2b_lpo.views.strip import entropy_strip
+from i2b_lpo.views.surrogate import surrogate
 from i2b_lpo.views.text import escape, visible
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "memory_budget",
     "strategy_shares",
     "styles",
+    "surrogate",
     "training_curves",
+    "training_step",
     "visible",
 ]
