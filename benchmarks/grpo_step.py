@@ -43,6 +43,7 @@ from i2b_lpo.config import RunConfig, preset
 from i2b_lpo.policy import Policy, load_policy
 from i2b_lpo.tasks import Task, load_task
 from i2b_lpo.trace import Trace
+from i2b_lpo.update import Learner, build_learner
 from i2b_lpo.verify import verify_batch
 
 RATIO = "seconds of ours / seconds of TRL's step, medians, natural mode"
@@ -94,7 +95,7 @@ class Pairing(TrainerCallback):
     """
 
     def __init__(
-        self, learner: train.Learner, task: Task, trl_model: Any, mixed: bool, warmup: int
+        self, learner: Learner, task: Task, trl_model: Any, mixed: bool, warmup: int
     ) -> None:
         self.learner, self.task, self.mixed, self.warmup = learner, task, mixed, warmup
         self.ours, self.trl = Stopwatch(), Stopwatch()
@@ -155,7 +156,7 @@ def measure(args: argparse.Namespace, mixed: bool) -> dict[str, Any]:
         policy = replace(policy, eos_ids=(-1,))
         peer.model.generation_config.eos_token_id = None
     trainer, sampled = build_trl(args, peer, task, config, steps, mixed)
-    learner = train.build_learner(policy, config)
+    learner = build_learner(policy, config)
     callback = Pairing(learner, task, peer.model, mixed, args.warmup)
     trainer.add_callback(callback)
     trainer.train()
