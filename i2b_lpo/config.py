@@ -13,6 +13,7 @@ from typing import Any
 
 __all__ = [
     "PRESETS",
+    "BranchConfig",
     "EvaluationConfig",
     "GRPOConfig",
     "OptimizerConfig",
@@ -40,6 +41,34 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         _need(self.samples >= 2, f"rollout.samples is {self.samples}; a group needs at least 2.")
         _need(self.temperature > 0, "rollout.temperature must be above 0; training needs samples.")
+
+
+@dataclass(frozen=True)
+class BranchConfig:
+    """Forks and branches: METHOD §2–§4.
+
+    Attributes:
+        samples: K branches per fork; 0 is GRPO without branches.
+        rounds: 1 forks the rollouts, 2 their branches too, …
+        rule: an entry of `i2b_lpo.entropy.FORK_RULES`.
+        fraction: share of a rollout's tokens that `top_fraction` chooses from.
+        fusion: an entry of `i2b_lpo.psa.FUSIONS`, or "none" for plain re-sampling from the fork.
+        latents: folder of the trained latents; "" takes the policy's own.
+        sampler: an entry of `i2b_lpo.latent.SAMPLERS`.
+    """
+
+    samples: int = 0
+    rounds: int = 1
+    rule: str = "top_fraction"
+    fraction: float = 0.05
+    fusion: str = "psa"
+    latents: str = ""
+    sampler: str = "spread"
+
+    def __post_init__(self) -> None:
+        _need(self.samples >= 0, f"branch.samples is {self.samples}; give 0 (none) or more.")
+        _need(self.rounds >= 1, f"branch.rounds is {self.rounds}; give at least 1.")
+        _need(0 < self.fraction <= 1, f"branch.fraction is {self.fraction}; give 0 to 1.")
 
 
 @dataclass(frozen=True)
@@ -102,6 +131,7 @@ class RunConfig:
     steps: int = 60
     questions: int = 12
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    branch: BranchConfig = field(default_factory=BranchConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -1,23 +1,27 @@
 """The one decode loop: batched sampling with a KV cache, entropy and log-probs on the way.
 
-The forward pass is the model's own. Each prompt is read once, however many samples it gets; rows
-that have ended leave the batch. Left out on purpose: beam search, penalties, top-k.
+The forward pass is the model's own. Each prompt, and each prefix of a fork, is read once, however
+many samples it gets; rows that have ended leave the batch. Left out on purpose: beam search,
+penalties, top-k.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
+from i2b_lpo.cache import KeyValues, gather, new_cache, take_rows
 from i2b_lpo.entropy import token_entropy
+from i2b_lpo.inject import check_injectable, injected, slot_mask
 from i2b_lpo.policy import Policy
+from i2b_lpo.psa import Injection
 
-__all__ = ["Decoded", "Sampling", "decode", "left_pad"]
+__all__ = ["Decoded", "Prefix", "Sampling", "decode", "decode_branches", "left_pad", "read_plain"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Decoded:
             temperature 1 where decoding was greedy.
         logprob_t1: (B, T) log π at temperature 1.
         finished: (B,) True if the row drew an end token, False if the length limit cut it off.
+        read: each row's keys and values, of all its tokens but the last, if they were asked for.
     """
 
     ids: Tensor
@@ -63,6 +68,7 @@ class Decoded:
     logprob: Tensor
     logprob_t1: Tensor
     finished: Tensor
+    read: list[KeyValues] = field(default_factory=list)
 
     @property
     def mask(self) -> Tensor:
@@ -71,65 +77,59 @@ class Decoded:
         return steps < self.lengths[:, None]
 
 
-class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """A cache layer with spare room, so that a step writes one column and copies nothing."""
+@dataclass(frozen=True)
+class Prefix:
+    """The tokens c before a fork, and what the policy has read of them without z.
 
-    ROOM = 64  # columns added when the room is used up
-    _buffers: tuple[Tensor, Tensor] | None = None
+    Attributes:
+        ids: all p tokens, prompt included.
+        read: keys and values of at least p − 1 tokens; token number p − 1 (0-based) is read again
+            with z, because its row predicts the first token of the branch (METHOD §4).
+    """
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        if not self._has_room(end):
-            if not start:
-                self.lazy_initialization(key_states, value_states)
-            batch, heads, _, size = key_states.shape
-            shape = (batch, heads, end + self.ROOM, size)
-            self._buffers = key_states.new_empty(shape), value_states.new_empty(shape)
-            if start and self.keys is not None and self.values is not None:
-                self._buffers[0][:, :, :start] = self.keys
-                self._buffers[1][:, :, :start] = self.values
-        assert self._buffers is not None
-        keys, values = self._buffers
-        keys[:, :, start:end] = key_states
-        values[:, :, start:end] = value_states
-        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        if self._buffers is None or not self._has_room(end := self.get_seq_length()):
-            super().batch_select_indices(indices)
-            return
-        # The spare room is selected too, so that the next step needs no new buffer.
-        keys, values = (buffer[indices] for buffer in self._buffers)
-        self._buffers = keys, values
-        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
-
-    def _has_room(self, end: int) -> bool:
-        # Repeating rows replaces `keys` by a fresh tensor: then the buffer is stale.
-        return (
-            self._buffers is not None
-            and self.keys is not None
-            and self.keys.data_ptr() == self._buffers[0].data_ptr()
-            and self.keys.shape[0] == self._buffers[0].shape[0]
-            and end <= self._buffers[0].shape[-2]
-        )
+    ids: tuple[int, ...]
+    read: KeyValues
 
 
-@torch.inference_mode()  # faster than no_grad; what is made of the logits are ordinary tensors
-def _last_logits(model: Any, ids: Tensor, mask: Tensor, position: Tensor, cache: Cache) -> Tensor:
-    """Logits after the last of `ids`, (B, V); the cache grows by the columns of `ids`."""
-    logits: Tensor = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=position,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits
-    return logits[:, -1]
+@dataclass
+class _Rows:
+    """The rows still in the batch: b of them."""
+
+    cache: Cache
+    mask: Tensor  # (b, C): 1 on tokens, for all columns to come; without the slot
+    position: Tensor  # (b, 1), of the last token read
+    injection: Injection | None = None
+    since: int = 0  # s of the next row of each: tokens since the fork
+
+    @torch.inference_mode()  # faster than no_grad; what is made of the logits are ordinary tensors
+    def read(self, model: Any, ids: Tensor, position: Tensor, columns: int) -> Tensor:
+        """Read the tokens `ids` (b, T); logits after the last of them, (b, V)."""
+        mask, injection = self.mask[:, :columns], self.injection
+        since = torch.full(ids.shape, float(self.since), device=ids.device)
+        log_gamma = since if injection is None else injection.strength.log_gamma(since)
+        if injection is not None and injection.keys is not None:
+            mask = slot_mask(mask, log_gamma, model.dtype)
+        with injected(model, injection, log_gamma, slot_in_cache=True):
+            logits: Tensor = model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+        if injection is not None and injection.logits is not None:
+            z, weight = injection.logits
+            logits = logits + ((log_gamma[:, -1:].exp() * z) @ weight.t()).to(logits.dtype)
+        return logits
+
+    def select(self, keep: Tensor) -> None:
+        """Only keep the rows of these indices."""
+        self.mask, self.position = self.mask[keep], self.position[keep]
+        if len(keep):
+            self.cache.batch_select_indices(keep)
+            if self.injection is not None:
+                self.injection = self.injection.select(keep)
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -160,6 +160,23 @@ def _draw(probs: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cdf, at, right=True)[:, 0]
 
 
+def _check(policy: Policy, sampling: Sampling, longest: int, generator: object | None) -> None:
+    if generator is None and sampling.temperature != 0:
+        raise ValueError("Sampling needs a torch.Generator; pass generator= or temperature=0.")
+    room = policy.model.config.max_position_embeddings
+    if longest > room:
+        raise ValueError(
+            f"A prompt of {longest - sampling.max_new_tokens} tokens and {sampling.max_new_tokens} "
+            f"new ones exceed the {room} positions of {policy.name}; shorten one of them."
+        )
+    if policy.model.training and policy.model.is_gradient_checkpointing:
+        # transformers would drop the cache with a warning: a step would see its last token alone.
+        raise ValueError(
+            f"{policy.name} is in training mode with gradient checkpointing, which switches its "
+            "cache off; call policy.model.eval() before decoding."
+        )
+
+
 @torch.no_grad()
 def decode(
     policy: Policy,
@@ -168,6 +185,7 @@ def decode(
     *,
     samples: int = 1,
     generator: torch.Generator | None = None,
+    keep_read: bool = False,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Decoded:
     """Continue each prompt `samples` times; rows of one prompt are neighbours.
@@ -181,6 +199,7 @@ def decode(
         sampling: length limit, temperature and top-p.
         samples: continuations per prompt.
         generator: source of randomness; needed unless decoding is greedy.
+        keep_read: return each row's keys and values, which forks continue from.
         on_step: called after each step with (tokens decoded per row, rows still going).
 
     Raises:
@@ -191,45 +210,113 @@ def decode(
         raise ValueError("decode needs at least one prompt, and every prompt at least one token.")
     if samples < 1:
         raise ValueError(f"samples is {samples}; give at least 1.")
-    greedy = sampling.temperature == 0
-    if generator is None and not greedy:
-        raise ValueError("Sampling needs a torch.Generator; pass generator= or temperature=0.")
-    longest = max(map(len, prompts))
-    room = policy.model.config.max_position_embeddings
-    if longest + sampling.max_new_tokens > room:
-        raise ValueError(
-            f"A prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed the "
-            f"{room} positions of {policy.name}; shorten one of them."
-        )
-    model, device = policy.model, policy.device
-    if model.training and model.is_gradient_checkpointing:
-        # transformers would drop the cache with a warning: a step would see its last token alone.
-        raise ValueError(
-            f"{policy.name} is in training mode with gradient checkpointing, which switches its "
-            "cache off; call policy.model.eval() before decoding."
-        )
-    ids, mask = (t.to(device) for t in left_pad(prompts, policy.pad_id))
-    batch, width = len(prompts) * samples, sampling.max_new_tokens
-
-    # Read every prompt once, then give each sample its own copy of the cache.
-    cache = Cache(layer_class_to_replicate=_RoomyLayer)
+    width = sampling.max_new_tokens
+    _check(policy, sampling, max(map(len, prompts)) + width, generator)
+    ids, mask = (t.to(policy.device) for t in left_pad(prompts, policy.pad_id))
     position = mask.cumsum(-1) - 1
-    logits = _last_logits(model, ids, mask, position.clamp(min=0), cache)
-    cache.batch_repeat_interleave(samples)
-    logits = logits.repeat_interleave(samples, 0)
-    position = position[:, -1:].repeat_interleave(samples, 0)  # (B, 1), of the last token read
-    prompt_width = ids.shape[1]
-    mask = torch.cat(  # with all columns to come; a step uses a slice of it
-        [mask.repeat_interleave(samples, 0), mask.new_ones(batch, width)], dim=1
-    )
+    rows = _Rows(new_cache(), mask, position)
+    # Read every prompt once, then give each sample its own copy of the cache.
+    logits = rows.read(policy.model, ids, position.clamp(min=0), ids.shape[1])
+    rows.cache.batch_repeat_interleave(samples)
+    rows.mask = torch.cat([mask, mask.new_ones(len(mask), width)], 1).repeat_interleave(samples, 0)
+    rows.position = position[:, -1:].repeat_interleave(samples, 0)
+    limits = torch.full((len(rows.mask),), width)
+    return _draw_rows(
+        policy, rows, logits.repeat_interleave(samples, 0), limits, sampling, generator,
+        keep_read=keep_read, on_step=on_step,
+    )  # fmt: skip
 
+
+@torch.no_grad()
+def decode_branches(
+    policy: Policy,
+    prefixes: Sequence[Prefix],
+    limits: Sequence[int],
+    sampling: Sampling,
+    *,
+    samples: int = 1,
+    injection: Injection | None = None,
+    generator: torch.Generator | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Decoded:
+    """Continue each prefix `samples` times in one batch, from what has been read of it.
+
+    Args:
+        policy: the policy to sample from.
+        prefixes: the tokens before each fork; forks may lie at different depths.
+        limits: the most new tokens for each prefix; `sampling.max_new_tokens` bounds them too.
+        sampling: temperature and top-p.
+        samples: K branches per prefix; branches of one prefix are neighbours.
+        injection: one latent a branch, in the order of the rows; None is plain re-sampling.
+        generator: source of randomness; needed unless decoding is greedy.
+        on_step: as in `decode`.
+
+    Raises:
+        ValueError: no prefixes, a limit below 1, an injection of another batch size or made for
+            another model, or as in `decode`.
+    """
+    if not prefixes or not all(p.ids for p in prefixes):
+        raise ValueError("decode_branches needs at least one prefix, none of them empty.")
+    if len(limits) != len(prefixes) or min(limits) < 1 or samples < 1:
+        raise ValueError("Give each prefix a limit of at least 1 token, and at least 1 sample.")
+    width = min(max(limits), sampling.max_new_tokens)
+    longest = max(len(p.ids) + min(n, width) for p, n in zip(prefixes, limits, strict=True))
+    _check(policy, sampling, longest, generator)
+    if injection is not None:
+        check_injectable(policy.model, injection)
+    read = [prefix.read.crop(len(prefix.ids) - 1) for prefix in prefixes]
+    cache, mask = gather(read, samples, injection)
+    device, batch, columns = policy.device, len(mask), mask.shape[1] + 1
+    position = mask.sum(-1, keepdim=True)  # of the token that is read again
+    rows = _Rows(cache, torch.cat([mask, mask.new_ones(batch, 1 + width)], 1), position, injection)
+    ids = torch.tensor([[prefix.ids[-1]] for prefix in prefixes], device=device)
+    logits = rows.read(policy.model, ids.repeat_interleave(samples, 0), position, columns)
+    rows.since = 1
+    most = torch.tensor(limits).clamp(max=width).repeat_interleave(samples)
+    return _draw_rows(policy, rows, logits, most, sampling, generator, on_step=on_step)
+
+
+@torch.no_grad()
+def read_plain(
+    policy: Policy, rows: Sequence[KeyValues], segments: Sequence[Sequence[int]]
+) -> list[KeyValues]:
+    """Read one more segment of tokens after each row, without z and in one batch.
+
+    A branch of a branch needs it: its parent's own tokens were read with the parent's z, and every
+    row has one (p, z) only (METHOD §4 [D]).
+    """
+    cache, mask = gather(rows)
+    ids, new = (t.to(policy.device) for t in left_pad(segments, policy.pad_id))
+    before = mask.sum(-1, keepdim=True)
+    batch = _Rows(cache, torch.cat([mask, new], 1), before)
+    position = (before + new.cumsum(-1) - 1).clamp(min=0)
+    batch.read(policy.model, ids, position, batch.mask.shape[1])
+    return take_rows(batch.cache, range(len(rows)), batch.mask.bool())
+
+
+def _draw_rows(
+    policy: Policy,
+    rows: _Rows,
+    logits: Tensor,
+    limits: Tensor,
+    sampling: Sampling,
+    generator: torch.Generator | None,
+    *,
+    keep_read: bool = False,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Decoded:
+    """Draw tokens, (B, V) logits first, until each row has ended or reached its limit."""
+    device, greedy = policy.device, sampling.temperature == 0
+    batch, width = len(logits), int(limits.max())
+    prompt_width = rows.mask.shape[1] - width
     out_ids = torch.full((batch, width), policy.pad_id, device=device)
     work = torch.promote_types(logits.dtype, torch.float32)
     out = torch.zeros(3, batch, width, dtype=work, device=device)  # entropy, logprob, logprob_t1
-    lengths = torch.full((batch,), width, device=device)
+    lengths = limits.to(device)
     finished = torch.zeros(batch, dtype=torch.bool, device=device)
     eos = torch.tensor(policy.eos_ids, device=device)
     live = torch.arange(batch, device=device)  # the rows still in the batch
+    read: list[KeyValues | None] = [None] * batch
     step = 0
     while True:
         log_p = logits[:, : policy.vocab_size].to(work).log_softmax(-1)  # (b, V)
@@ -256,19 +343,26 @@ def decode(
         out[2, live, step] = log_p.gather(-1, token[:, None])[:, 0]
         ended = torch.isin(token, eos)
         step += 1
-        if ended.any():
-            lengths[live[ended]] = step
-            finished[live[ended]] = True
-            keep = (~ended).nonzero()[:, 0]
-            live, token, position, mask = live[keep], token[keep], position[keep], mask[keep]
-            if len(keep):
-                cache.batch_select_indices(keep)
+        finished[live[ended]] = True
+        lengths[live[ended]] = step
+        leaves = ended | (lengths[live] == step)
+        columns = prompt_width + step  # with the token just drawn, which hasn't been read yet
+        if leaves.any():
+            if keep_read:
+                tokens = rows.mask[:, : columns - 1].bool()
+                gone = leaves.nonzero()[:, 0].tolist()
+                for row, kept in zip(gone, take_rows(rows.cache, gone, tokens), strict=True):
+                    read[int(live[row])] = kept
+            keep = (~leaves).nonzero()[:, 0]
+            live, token = live[keep], token[keep]
+            rows.select(keep)
         if on_step is not None:
             on_step(step, len(live))
-        if step == width or not len(live):
+        if not len(live):
             break
-        position = position + 1
-        columns = prompt_width + step
-        logits = _last_logits(model, token[:, None], mask[:, :columns], position, cache)
+        rows.position = rows.position + 1
+        logits = rows.read(policy.model, token[:, None], rows.position, columns)
+        rows.since += 1
     out_ids, out = out_ids[:, :step], out[:, :, :step]
-    return Decoded(out_ids, lengths, out[0], out[1], out[2], finished)
+    kept_rows = [row for row in read if row is not None]
+    return Decoded(out_ids, lengths, out[0], out[1], out[2], finished, kept_rows)

@@ -10,12 +10,16 @@ Not here: sampling (decode.py), the loss (grpo.py), and averaging gradients over
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
+
+from i2b_lpo.inject import check_injectable, injected, slot_mask
+from i2b_lpo.psa import Injection
 
 __all__ = ["chunked_logprobs", "policy_logprobs"]
 
@@ -184,6 +188,9 @@ def policy_logprobs(
     *,
     temperature: float,
     vocab_size: int,
+    injection: Injection | None = None,
+    since: Tensor | None = None,
+    hold: ExitStack | None = None,
     chunk: int = 2**24,
 ) -> tuple[Tensor, Tensor]:
     r"""Teacher-forced log-prob and entropy of the new tokens of a padded batch.
@@ -201,6 +208,10 @@ def policy_logprobs(
         completion_mask: 1 on the new tokens m, 0 on prompt, branch prefix and padding, ``(B, T)``.
         temperature: the sampling temperature, for log π only.
         vocab_size: size of the tokenizer's vocabulary, without padded ids.
+        injection: what z became, one row a sequence; None for π without z.
+        since: s of each row, tokens since its fork, negative before it, (B, T); with `injection`.
+        hold: keeps z in the model until it is closed. Gradient checkpointing needs it, because it
+            computes the layers again in the backward pass.
         chunk: logits held at a time, see `chunked_logprobs`.
 
     Returns:
@@ -208,7 +219,9 @@ def policy_logprobs(
 
     Raises:
         ValueError: if a new token has no token before it to predict it, stands on padding or is out
-            of the vocabulary, if shapes differ, or if the head is more than one matrix.
+            of the vocabulary, if shapes differ, or if the head is more than one matrix; with an
+            injection, if it doesn't fit the model or the batch, or gradient checkpointing is on
+            and `hold` is missing.
     """
     if input_ids.dim() != 2 or not input_ids.shape == attention_mask.shape == completion_mask.shape:
         raise ValueError(
@@ -234,16 +247,37 @@ def policy_logprobs(
             "the head of the model carries hooks, which policy_logprobs would skip; remove them or "
             "put their effect into the hidden states."
         )
-    states = model.get_decoder()(
-        input_ids=input_ids,
-        attention_mask=attended.long(),
-        # The model's own default counts padding on the left as positions.
-        position_ids=(attended.long().cumsum(-1) - 1).clamp_min(0),
-        use_cache=False,
-    ).last_hidden_state  # (B, T, d)
+    mask = attended.long()
+    log_gamma = torch.empty(0)
+    if injection is not None:
+        if since is None or since.shape != input_ids.shape:
+            raise ValueError(
+                "An injection needs since, the tokens since the fork, of shape (B, T)."
+            )
+        check_injectable(model, injection)
+        if model.training and model.is_gradient_checkpointing and hold is None:
+            raise ValueError("With gradient checkpointing, give hold= and close it after backward.")
+        log_gamma = injection.strength.log_gamma(since)
+        if injection.keys is not None:
+            mask = slot_mask(attended, log_gamma, model.dtype)
+    with ExitStack() as stack:
+        (hold or stack).enter_context(injected(model, injection, log_gamma))
+        states = model.get_decoder()(
+            input_ids=input_ids,
+            attention_mask=mask,
+            # The model's own default counts padding on the left as positions.
+            position_ids=(attended.long().cumsum(-1) - 1).clamp_min(0),
+            use_cache=False,
+        ).last_hidden_state  # (B, T, d)
+    weight = head.weight
+    if injection is not None and injection.logits is not None:
+        # W h + γ U z is one product of longer vectors: [W, U] [h; γ z].
+        z, more = injection.logits
+        states = torch.cat([states, (log_gamma.exp()[..., None] * z[:, None]).to(states.dtype)], -1)
+        weight = torch.cat([weight, more.to(weight.dtype)], -1)
     logp, entropy = chunked_logprobs(
-        states[:, :-1][predicted].to(head.weight.dtype),  # (N, d); autocast may have narrowed it
-        head.weight,
+        states[:, :-1][predicted].to(weight.dtype),  # (N, d); autocast may have narrowed it
+        weight,
         input_ids[:, 1:][predicted],
         temperature=temperature,
         vocab_size=vocab_size,

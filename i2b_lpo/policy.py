@@ -25,6 +25,7 @@ __all__ = [
     "BUNDLED",
     "Policy",
     "asset_path",
+    "check_sums",
     "load_policy",
     "make_policy",
     "save_policy",
@@ -96,7 +97,7 @@ def asset_path(name: str) -> Path:
     return Path(str(resources.files("i2b_lpo"))) / "assets" / name
 
 
-def _check_sums(folder: Path) -> None:
+def check_sums(folder: Path) -> None:
     """Compare every file named in `sha256.json` with its sum, before anything is loaded."""
     sums = folder / "sha256.json"
     if not sums.is_file():
@@ -140,7 +141,7 @@ def load_policy(
     bundled = name in BUNDLED
     source = asset_path(name) if bundled else Path(name).expanduser()
     if bundled:
-        _check_sums(source)
+        check_sums(source)
     elif not source.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise ValueError(
             f"No folder {name}; give an existing folder, a hub name, or a bundled policy "

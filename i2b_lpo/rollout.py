@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import torch
 
-from i2b_lpo.decode import Sampling, decode
+from i2b_lpo.cache import KeyValues
+from i2b_lpo.decode import Decoded, Sampling, decode
 from i2b_lpo.policy import Policy
 from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.verify import verify_batch
 
-__all__ = ["roll_out"]
+__all__ = ["records", "roll_out", "sample", "verified"]
 
 
 def roll_out(
@@ -45,35 +46,48 @@ def roll_out(
     width = max(1, batch // samples)
     for start in range(0, len(questions), width):
         part = questions[start : start + width]
-        found = _decode(policy, part, sampling, samples, generator)
-        verdicts = iter(
-            verify_batch(
-                [t.question.answer for t in found for _ in t.rollouts],
-                [r.text for t in found for r in t.rollouts],
-            )
-        )
-        for trace in found:
-            judged = []
-            for rollout in trace.rollouts:
-                verdict = next(verdicts)
-                judged.append(
-                    replace(rollout, reward=float(verdict.correct), reason=verdict.reason)
-                )
-            traces.append(replace(trace, rollouts=tuple(judged)))
+        found, _ = sample(policy, part, sampling, samples=samples, generator=generator)
+        traces += verified(found)
         if on_batch is not None:
             on_batch(len(part))
     return traces
 
 
-def _decode(
+def sample(
     policy: Policy,
     questions: Sequence[Question],
     sampling: Sampling,
+    *,
     samples: int,
     generator: torch.Generator | None,
-) -> list[Trace]:
+    keep_read: bool = False,
+) -> tuple[list[Trace], list[KeyValues]]:
+    """Rollouts of all questions in one batch, not yet verified.
+
+    Returns:
+        One trace a question, and with `keep_read` the keys and values of each rollout, in order.
+    """
     prompts = policy.prompts(questions)
-    decoded = decode(policy, prompts, sampling, samples=samples, generator=generator)
+    decoded = decode(
+        policy, prompts, sampling, samples=samples, generator=generator, keep_read=keep_read
+    )
+    rollouts = records(policy, decoded)
+    traces = [
+        Trace(
+            question=question,
+            prompt_ids=tuple(prompt),
+            rollouts=tuple(rollouts[at * samples : (at + 1) * samples]),
+            policy=policy.name,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+        )
+        for at, (question, prompt) in enumerate(zip(questions, prompts, strict=True))
+    ]
+    return traces, decoded.read
+
+
+def records(policy: Policy, decoded: Decoded) -> list[Rollout]:
+    """The rows of `decoded` as records."""
     lengths = decoded.lengths.tolist()
     rows = [row[:n] for row, n in zip(decoded.ids.tolist(), lengths, strict=True)]
     used = sorted({i for row in rows for i in row})
@@ -81,7 +95,7 @@ def _decode(
     texts = policy.tokenizer.batch_decode(rows, skip_special_tokens=True)
     fields = [t.tolist() for t in (decoded.entropy, decoded.logprob, decoded.logprob_t1)]
     finished = decoded.finished.tolist()
-    rollouts = [
+    return [
         Rollout(
             ids=tuple(row),
             pieces=tuple(piece[i] for i in row),
@@ -93,14 +107,21 @@ def _decode(
         )
         for at, row in enumerate(rows)
     ]
-    return [
-        Trace(
-            question=question,
-            prompt_ids=tuple(prompt),
-            rollouts=tuple(rollouts[at * samples : (at + 1) * samples]),
-            policy=policy.name,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
+
+
+def verified(traces: Sequence[Trace]) -> list[Trace]:
+    """The traces with reward and reason of every trajectory, all verified in one batch."""
+    verdicts = iter(
+        verify_batch(
+            [t.question.answer for t in traces for _ in t.rollouts],
+            [r.text for t in traces for r in t.rollouts],
         )
-        for at, (question, prompt) in enumerate(zip(questions, prompts, strict=True))
-    ]
+    )
+    judged = []
+    for trace in traces:
+        rollouts = []
+        for rollout in trace.rollouts:
+            verdict = next(verdicts)
+            rollouts.append(replace(rollout, reward=float(verdict.correct), reason=verdict.reason))
+        judged.append(replace(trace, rollouts=tuple(rollouts)))
+    return judged

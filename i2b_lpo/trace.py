@@ -1,7 +1,7 @@
 """Records that every stage hands to the next, and their JSON form. No torch here.
 
-``Question → Rollout → Trace``: a trace holds one question with all that was generated for it, so a
-saved file opens, reads and draws on a machine without torch.
+``Question → Rollout → Branch → Trace``: a trace is the tree of one question, with all that was
+generated for it, so a saved file opens, reads and draws on a machine without torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Question", "Rollout", "Trace", "read_traces", "write_traces"]
+__all__ = ["Branch", "Question", "Rollout", "Score", "Trace", "read_traces", "write_traces"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,50 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """One trajectory `o` for a question, token by token.
+class Branch:
+    """How a trajectory was branched off another one (METHOD §2–§4).
 
-    All per-token fields have one entry for each of the T new tokens, end token included.
+    Attributes:
+        parent: index of the trajectory it was branched off, in `Trace.rollouts`.
+        p: number of tokens before the fork, prompt included: the prefix c.
+        fusion: how z entered, a name of `i2b_lpo.psa.FUSIONS`, or "none" for plain re-sampling.
+        z: the latent, d_z numbers; empty for "none".
+        gamma: γ_0, strength of the injection at the fork.
+        decay: s_0 in tokens of γ(s) = γ_0 exp(−s/s_0); None if γ is constant.
+        round: 1 for a branch of a rollout, 2 for a branch of a branch, …
+    """
+
+    parent: int
+    p: int
+    fusion: str = "none"
+    z: tuple[float, ...] = ()
+    gamma: float = 0.0
+    decay: float | None = None
+    round: int = 1
+
+
+@dataclass(frozen=True)
+class Score:
+    """S_IB of a trajectory with its two parts: ``value = answer − cost`` (METHOD §5).
+
+    Attributes:
+        value: S_IB.
+        answer: what the trajectory tells about the verified answer, β_IB I(o;a).
+        cost: what it spends beyond that, I(q;o).
+    """
+
+    value: float
+    answer: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One trajectory `o` for a question, token by token, from the prompt's end to its own.
+
+    All per-token fields have one entry for each of the T tokens, end token included. A branch
+    begins with its parent's tokens and what was measured on them; only those from its fork on are
+    its own (`Trace.start`), sampled and measured with its z.
 
     Attributes:
         ids: token ids, length T.
@@ -45,6 +85,9 @@ class Rollout:
         finished: the end token was drawn; False if the length limit cut it off.
         reward: R, or None before verification.
         reason: the verdict's reason (`i2b_lpo.verify.Reason`), "" before verification.
+        branch: where it was branched off; None for a first rollout (a root).
+        score: S_IB with its parts, or None before scoring.
+        kept: False if the filter pruned it: it then takes no part in the update.
     """
 
     ids: tuple[int, ...]
@@ -56,6 +99,9 @@ class Rollout:
     finished: bool
     reward: float | None = None
     reason: str = ""
+    branch: Branch | None = None
+    score: Score | None = None
+    kept: bool = True
 
     def __post_init__(self) -> None:
         lengths = {
@@ -71,7 +117,11 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Trace:
-    """A question, the exact prompt tokens the policy saw, and its rollouts."""
+    """A question, the exact prompt tokens the policy saw, and its trajectories: a tree.
+
+    `rollouts` holds the roots first, then the branches round by round; the K branches of one fork
+    (a branch set B_i) are neighbours. Without branches it is the flat group of GRPO.
+    """
 
     question: Question
     prompt_ids: tuple[int, ...]
@@ -80,6 +130,37 @@ class Trace:
     temperature: float = 1.0
     top_p: float = 1.0
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for i, rollout in enumerate(self.rollouts):
+            branch = rollout.branch
+            if branch is None:
+                continue
+            start = branch.p - len(self.prompt_ids)
+            if not 0 <= branch.parent < i or not 0 <= start <= len(rollout):
+                raise ValueError(
+                    f"Trajectory {i} can't be a branch of {branch.parent} at p={branch.p}; parents "
+                    "come first, and p lies between the prompt's end and the trajectory's."
+                )
+            if rollout.ids[:start] != self.rollouts[branch.parent].ids[:start]:
+                raise ValueError(f"Trajectory {i} doesn't begin with its parent's tokens.")
+
+    def start(self, i: int) -> int:
+        """Number of tokens that trajectory i has from its parent; 0 for a root."""
+        branch = self.rollouts[i].branch
+        return 0 if branch is None else branch.p - len(self.prompt_ids)
+
+    def new_tokens(self) -> int:
+        """Tokens that were generated for this question, each counted once."""
+        return sum(len(r) - self.start(i) for i, r in enumerate(self.rollouts))
+
+    def branch_sets(self) -> list[list[int]]:
+        """The branch sets B_i as lists of indices, in order."""
+        sets: dict[tuple[int, int], list[int]] = {}
+        for i, rollout in enumerate(self.rollouts):
+            if rollout.branch is not None:
+                sets.setdefault((rollout.branch.parent, rollout.branch.p), []).append(i)
+        return list(sets.values())
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `Trace.from_json` gives back an equal record."""
@@ -102,10 +183,27 @@ class Trace:
 
     def __str__(self) -> str:
         lines = [f"{self.question.text}  (answer {self.question.answer})"]
+        children: dict[int, list[int]] = {}
         for i, rollout in enumerate(self.rollouts):
-            mean = sum(rollout.entropies) / max(1, len(rollout))
-            verdict = rollout.reason or "not verified"
-            lines.append(f"  [{i}] {len(rollout)} tokens, mean H {mean:.3f} nat, {verdict}")
+            children.setdefault(-1 if rollout.branch is None else rollout.branch.parent, []).append(
+                i
+            )
+
+        def walk(at: int, depth: int) -> None:
+            rollout, start = self.rollouts[at], self.start(at)
+            own = rollout.entropies[start:]
+            fork = "" if rollout.branch is None else f" from token {start}"
+            line = f"{'  ' * depth}[{at}]{fork} {len(own)} tokens, "
+            line += f"mean H {sum(own) / max(1, len(own)):.3f} nat, "
+            line += rollout.reason or "not verified"
+            if rollout.score is not None:
+                line += f", S_IB {rollout.score.value:+.3f}"
+            lines.append(line + ("" if rollout.kept else ", pruned"))
+            for child in children.get(at, []):
+                walk(child, depth + 1)
+
+        for root in children.get(-1, []):
+            walk(root, 1)
         return "\n".join(lines)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
@@ -118,6 +216,10 @@ class Trace:
 def _rollout(row: dict[str, Any]) -> Rollout:
     # JSON has no tuples.
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    if (branch := fields.get("branch")) is not None:
+        fields["branch"] = Branch(**branch | {"z": tuple(branch["z"])})
+    if (score := fields.get("score")) is not None:
+        fields["score"] = Score(**score)
     return Rollout(**fields)
 
 

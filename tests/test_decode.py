@@ -15,12 +15,12 @@ from tiny import PADDING, tiny_policy
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
+from i2b_lpo.cache import RoomyLayer
 from i2b_lpo.decode import (
     Decoded,
     Sampling,
     _draw,
     _keep_nucleus,
-    _RoomyLayer,
     decode,
     left_pad,
 )
@@ -374,7 +374,7 @@ def test_the_roomy_cache_equals_the_dynamic_cache(seed: int) -> None:
     def draw(low: int, high: int) -> int:
         return int(torch.randint(low, high, (), generator=generator))
 
-    roomy, plain = Cache(layer_class_to_replicate=_RoomyLayer), DynamicCache()
+    roomy, plain = Cache(layer_class_to_replicate=RoomyLayer), DynamicCache()
     batch = draw(1, 4)
     for turn in range(12):
         operation = draw(0, 5) if turn else 0
@@ -409,15 +409,15 @@ def test_the_roomy_cache_equals_the_dynamic_cache(seed: int) -> None:
 
 
 def test_a_step_of_the_roomy_cache_copies_nothing() -> None:
-    cache = Cache(layer_class_to_replicate=_RoomyLayer)
+    cache = Cache(layer_class_to_replicate=RoomyLayer)
     new = torch.randn(2, 3, 2, 5, 4)
     cache.update(new[0], new[1], 0)
     places = set()
-    for _ in range(_RoomyLayer.ROOM):
+    for _ in range(RoomyLayer.ROOM):
         keys, _ = cache.update(new[0, :, :, :1], new[1, :, :, :1], 0)
         places.add(keys.data_ptr())
     assert len(places) == 1
-    assert cache.get_seq_length() == 5 + _RoomyLayer.ROOM
+    assert cache.get_seq_length() == 5 + RoomyLayer.ROOM
 
 
 # --- what can't be done ---------------------------------------------------------------------------

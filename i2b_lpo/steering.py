@@ -1,0 +1,207 @@
+"""Steering: the trained CVAE and fusion of one policy, on disk and in use.
+
+From a prefix to what a branch is injected with: embed c → prior P(z|c) → K latents → injection.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from i2b_lpo.inject import shape_of
+from i2b_lpo.latent import SAMPLERS, Gaussian, LatentModel, masked_mean
+from i2b_lpo.policy import BUNDLED, Policy, asset_path, check_sums
+from i2b_lpo.psa import FUSIONS, Fusion, Injection, Shape, Strength
+
+__all__ = ["Steering", "embed", "load_steering", "new_steering", "save_steering"]
+
+SETTINGS = "steering.json"
+WEIGHTS = "steering.safetensors"
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What turns a prefix into latents, and latents into an injection.
+
+    Attributes:
+        policy: name of the policy it was trained on.
+        cvae: prior and posterior (METHOD §3).
+        fusion: U_k, U_v, U_n of PSA, or the projections of a control.
+        fusion_name: its name in `i2b_lpo.psa.FUSIONS`.
+        strength: γ(s) it was trained with.
+        card: how it was trained and what was measured.
+    """
+
+    policy: str
+    cvae: LatentModel
+    fusion: Fusion
+    fusion_name: str
+    strength: Strength
+    card: dict[str, Any] = field(default_factory=dict)
+
+    def prior(self, policy: Policy, prefixes: Sequence[Sequence[int]]) -> Gaussian:
+        """P(z|c) of each prefix c, a list of token ids."""
+        spans = [(0, len(c)) for c in prefixes]
+        with torch.no_grad():
+            return self.cvae.prior(embed(policy, prefixes, spans))
+
+    def posterior(
+        self, policy: Policy, prefixes: Sequence[Sequence[int]], rest: Sequence[Sequence[int]]
+    ) -> Gaussian:
+        """Q(z|c, continuation): which z would lead from the prefix to this continuation."""
+        whole = [[*c, *o] for c, o in zip(prefixes, rest, strict=True)]
+        ends = [(len(c), len(w)) for c, w in zip(prefixes, whole, strict=True)]
+        with torch.no_grad():
+            before = embed(policy, prefixes, [(0, len(c)) for c in prefixes])
+            return self.cvae.posterior(before, embed(policy, whole, ends))
+
+    def draw(
+        self,
+        policy: Policy,
+        prefixes: Sequence[Sequence[int]],
+        k: int,
+        *,
+        sampler: str = "independent",
+        generator: torch.Generator,
+    ) -> Tensor:
+        """K latents for each prefix by a named sampler, (B, K, d_z).
+
+        Raises:
+            ValueError: unknown sampler.
+        """
+        if sampler not in SAMPLERS:
+            raise ValueError(f"Unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
+        return SAMPLERS[sampler](self.prior(policy, prefixes), k, generator)
+
+    def injection(self, z: Tensor) -> Injection:
+        """What the latents z, (B, d_z), inject."""
+        injection: Injection = self.fusion(z, self.strength)
+        return injection
+
+
+@torch.no_grad()
+def embed(
+    policy: Policy,
+    rows: Sequence[Sequence[int]],
+    spans: Sequence[tuple[int, int]],
+    *,
+    tokens: int = 16384,
+) -> Tensor:
+    """Mean of the policy's own last hidden states over a span of each row, (B, d) (METHOD §3).
+
+    Args:
+        policy: its model embeds, without z.
+        rows: token ids.
+        spans: first token and end of what is averaged; the tokens before it are context.
+        tokens: padded tokens in one pass; it bounds the memory.
+    """
+    if not rows or len(rows) != len(spans):
+        raise ValueError("embed needs at least one row, and a span for each.")
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    while order:
+        # From the longest row down, as many as fit.
+        part = order[-max(1, tokens // len(rows[order[-1]])) :]
+        del order[-len(part) :]
+        width = max(len(rows[i]) for i in part)
+        ids = torch.full((len(part), width), policy.pad_id)
+        attended, counted = torch.zeros_like(ids), torch.zeros_like(ids)
+        for at, i in enumerate(part):
+            ids[at, : len(rows[i])] = torch.tensor(rows[i])
+            attended[at, : len(rows[i])] = 1
+            counted[at, slice(*spans[i])] = 1
+        ids, attended, counted = (t.to(policy.device) for t in (ids, attended, counted))
+        states = policy.model.get_decoder()(
+            input_ids=ids, attention_mask=attended, use_cache=False
+        ).last_hidden_state
+        for i, row in zip(part, masked_mean(states, counted), strict=True):
+            found[i] = row
+    return torch.stack(found)
+
+
+def new_steering(
+    policy: Policy, *, d_z: int, fusion: str = "psa", strength: Strength | None = None
+) -> Steering:
+    """Untrained steering for `policy`; its random numbers come from torch's global state.
+
+    Raises:
+        ValueError: unknown fusion, or d_z below 1.
+    """
+    if fusion not in FUSIONS:
+        raise ValueError(f"Unknown fusion {fusion!r}; choose one of {', '.join(FUSIONS)}.")
+    if d_z < 1:
+        raise ValueError(f"d_z is {d_z}; a latent needs at least 1 dimension.")
+    shape = shape_of(policy.model)
+    cvae = LatentModel(shape.hidden, d_z)
+    return Steering(policy.name, cvae, FUSIONS[fusion](shape, d_z), fusion, strength or Strength())
+
+
+def save_steering(steering: Steering, folder: str | Path) -> None:
+    """Write weights (bfloat16) and settings; `load_steering` reads them back."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, part in (("cvae", steering.cvae), ("fusion", steering.fusion)):
+        for key, parameter in part.named_parameters():
+            tensors[f"{name}.{key}"] = parameter.detach().to(torch.bfloat16).contiguous().cpu()
+        for key, buffer in part.named_buffers():  # whose range bfloat16 would spoil
+            tensors[f"{name}.{key}"] = buffer.contiguous().cpu()
+    save_file(tensors, folder / WEIGHTS)
+    settings = {
+        "policy": steering.policy,
+        "fusion": steering.fusion_name,
+        "strength": asdict(steering.strength),
+        "d_z": steering.cvae.d_z,
+        "width": steering.cvae.width,
+        "card": steering.card,
+    }
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def load_steering(policy: Policy, where: str | Path | None = None) -> Steering:
+    """Load the steering of `policy`: its bundled one, or a folder of `i2b-lpo train-latents`.
+
+    Raises:
+        ValueError: there is none (the message holds the command that makes it), it is damaged, or
+            it was made for a policy of other sizes.
+    """
+    if where is None and policy.name in BUNDLED:
+        folder = asset_path(f"{policy.name}-latents")
+        check_sums(folder)
+    else:
+        folder = Path(where or f"{policy.name.replace('/', '--')}-latents").expanduser()
+    if not (folder / SETTINGS).is_file():
+        raise ValueError(
+            f"There are no latents for {policy.name} in {folder}; make them with: "
+            f"i2b-lpo train-latents --policy {policy.name} --output {folder}"
+        )
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        shape: Shape = shape_of(policy.model)
+        cvae = LatentModel(shape.hidden, settings["d_z"], settings["width"])
+        fusion = FUSIONS[settings["fusion"]](shape, settings["d_z"])
+        tensors = load_file(folder / WEIGHTS)
+        for name, part in (("cvae", cvae), ("fusion", fusion)):
+            states = {
+                n.removeprefix(f"{name}."): t for n, t in tensors.items() if n.startswith(name)
+            }
+            part.load_state_dict(states)
+            part.to(policy.device).eval().requires_grad_(False)
+    except (KeyError, OSError, RuntimeError, SafetensorError, ValueError) as error:
+        first, *_ = str(error).splitlines()
+        raise ValueError(
+            f"The latents in {folder} don't fit {policy.name} or are damaged ({first}); make them "
+            f"again with: i2b-lpo train-latents --policy {policy.name} --output {folder}"
+        ) from error
+    return Steering(
+        settings["policy"], cvae, fusion, settings["fusion"],
+        Strength(**settings["strength"]), settings["card"],
+    )  # fmt: skip
