@@ -14,7 +14,8 @@ import torch
 from i2b_lpo.cache import KeyValues
 from i2b_lpo.config import BranchConfig
 from i2b_lpo.decode import Prefix, Sampling, decode_branches, read_plain
-from i2b_lpo.entropy import choose_fork
+from i2b_lpo.entropy import FORK_RULES, choose_fork
+from i2b_lpo.latent import SAMPLERS
 from i2b_lpo.policy import Policy
 from i2b_lpo.psa import FUSIONS
 from i2b_lpo.rollout import records, sample, verified
@@ -62,7 +63,8 @@ def grow_trees(
         One tree a question, of M(1+K) trajectories for one round.
 
     Raises:
-        ValueError: M below 1, or no steering, or one of another fusion than `config` names.
+        ValueError: M below 1; an unknown fork rule, fusion or sampler; no steering, or one of
+            another fusion than `config` names.
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}; give at least 1.")
@@ -72,7 +74,7 @@ def grow_trees(
     for begin in range(0, len(questions), width):
         part = questions[begin : begin + width]
         found, read = sample(
-            policy, part, sampling, samples=samples, generator=generator, keep_read=True
+            policy, part, sampling, samples=samples, generator=generator, keep_read=config.samples > 0
         )
         roots = {
             (tree, i): read[tree * samples + i] for tree in range(len(part)) for i in range(samples)
@@ -88,8 +90,18 @@ def grow_trees(
 
 
 def _check(config: BranchConfig, steering: Steering | None) -> None:
-    if config.fusion == "none" or not config.samples:
+    if not config.samples:
         return
+    if config.rule not in FORK_RULES:
+        raise ValueError(
+            f"Unknown fork rule {config.rule!r}; choose one of {', '.join(FORK_RULES)}."
+        )
+    if config.fusion == "none":
+        return
+    if config.sampler not in SAMPLERS:
+        raise ValueError(
+            f"Unknown sampler {config.sampler!r}; choose one of {', '.join(SAMPLERS)}."
+        )
     if config.fusion not in FUSIONS:
         raise ValueError(
             f"Unknown fusion {config.fusion!r}; choose one of none, {', '.join(FUSIONS)}."

@@ -112,7 +112,12 @@ def gather(
 
     Returns:
         The cache, and the mask (B, C) of its columns without the slot: 1 on tokens, 0 on padding.
+
+    Raises:
+        ValueError: there isn't one latent for each row of the result.
     """
+    if injection is not None:
+        injection.check_rows(len(rows) * samples)
     width = max(map(len, rows))
     slot = int(injection is not None and injection.keys is not None)
     first = rows[0].keys

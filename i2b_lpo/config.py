@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ __all__ = [
     "BranchConfig",
     "EvaluationConfig",
     "GRPOConfig",
+    "IBConfig",
+    "LatentConfig",
     "OptimizerConfig",
     "RolloutConfig",
     "RunConfig",
@@ -39,7 +42,7 @@ class RolloutConfig:
     batch: int = 128
 
     def __post_init__(self) -> None:
-        _need(self.samples >= 2, f"rollout.samples is {self.samples}; a group needs at least 2.")
+        _need(self.samples >= 1, f"rollout.samples is {self.samples}; give at least 1.")
         _need(self.temperature > 0, "rollout.temperature must be above 0; training needs samples.")
 
 
@@ -80,6 +83,10 @@ class GRPOConfig:
             and clip range the loss has, which groups are dropped.
         alpha: coefficient of the self-reward term α A H; 0 switches it off.
         updates: optimizer steps per batch of rollouts; 1 is on-policy.
+        logprob: how branches sampled with z are trained: `latent`, with their z; `plain`, without
+            it, each token weighted by the clipped ratio of π_old without and with z.
+        ratio_cap: C, the bound of that ratio.
+        train_psa: let the `latent` mode train the fusion too; its latents stay frozen.
         micro_tokens: padded tokens in one forward and backward pass; it bounds the memory and
             never changes the result.
     """
@@ -87,11 +94,62 @@ class GRPOConfig:
     variant: str = "grpo"
     alpha: float = 0.0
     updates: int = 1
+    logprob: str = "latent"
+    ratio_cap: float = 2.0
+    train_psa: bool = False
     micro_tokens: int = 4096
 
     def __post_init__(self) -> None:
         _need(self.updates >= 1, f"grpo.updates is {self.updates}; give at least 1.")
+        _need(
+            self.logprob in ("latent", "plain"),
+            f"grpo.logprob is {self.logprob!r}; choose latent or plain.",
+        )
+        _need(self.ratio_cap > 0, f"grpo.ratio_cap is {self.ratio_cap}; give a positive number.")
+        _need(
+            not self.train_psa or self.logprob == "latent",
+            "grpo.train_psa needs grpo.logprob latent: without z the fusion gets no gradient.",
+        )
         _need(self.micro_tokens >= 1, f"grpo.micro_tokens is {self.micro_tokens}; give at least 1.")
+
+
+@dataclass(frozen=True)
+class IBConfig:
+    """The information bottleneck of METHOD §5; the numbers were chosen on validation [D].
+
+    Attributes:
+        estimator: an entry of `i2b_lpo.ib.ESTIMATORS`; "none" computes no score.
+        beta_ib: β_IB, what information about the answer is worth.
+        cost_weight: λ, what the description excess costs.
+        clip_nats: κ in nats, the most that one token adds to the description.
+        filter: an entry of `i2b_lpo.ib.FILTERS`; "none" keeps every branch.
+        keep: N, branches kept of each branch set.
+        renormalise: advantages again over the kept ones.
+    """
+
+    estimator: str = "none"
+    beta_ib: float = 1.0
+    cost_weight: float = 1.0
+    clip_nats: float = 4.0
+    filter: str = "none"
+    keep: int = 2
+    renormalise: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("beta_ib", "cost_weight"):
+            value = getattr(self, name)
+            _need(
+                0 <= value < math.inf, f"ib.{name} is {value}; give a finite number from 0 upwards."
+            )
+        _need(
+            0 < self.clip_nats < math.inf,
+            f"ib.clip_nats is {self.clip_nats}; give a finite number of nats above 0.",
+        )
+        _need(self.keep >= 1, f"ib.keep is {self.keep}; keep at least 1 branch of each set.")
+        _need(
+            self.estimator != "none" or self.filter == "none",
+            f"ib.filter {self.filter!r} needs scores; name an ib.estimator.",
+        )
 
 
 @dataclass(frozen=True)
@@ -132,6 +190,7 @@ class RunConfig:
     questions: int = 12
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     branch: BranchConfig = field(default_factory=BranchConfig)
+    ib: IBConfig = field(default_factory=IBConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -140,6 +199,37 @@ class RunConfig:
     def __post_init__(self) -> None:
         _need(self.steps >= 1, f"steps is {self.steps}; give at least 1.")
         _need(self.questions >= 1, f"questions is {self.questions}; give at least 1.")
+        _need(
+            self.rollout.samples * (1 + self.branch.samples) >= 2,
+            f"rollout.samples is {self.rollout.samples}; a group needs at least 2.",
+        )
+
+    def with_method(self, name: str) -> RunConfig:
+        """These settings under another method: `grpo`, or `i2b-lpo` with groups of the same size.
+
+        I²B-LPO with K = 3 branches a rollout [C]: M = G/(1+K) first rollouts, forks, latents with
+        PSA, S_IB, the Top-2 filter and the self-reward term (METHOD §0).
+
+        Raises:
+            ValueError: unknown name, or a group that 1+K doesn't divide.
+        """
+        if name == "grpo":
+            return dataclasses.replace(self, branch=BranchConfig(), ib=IBConfig())
+        _need(name == "i2b-lpo", f"Unknown method {name!r}; choose grpo or i2b-lpo.")
+        branches = 3
+        first, rest = divmod(self.rollout.samples, 1 + branches)
+        _need(
+            rest == 0,
+            f"rollout.samples is {self.rollout.samples}; I²B-LPO needs a multiple of "
+            f"{1 + branches}: each first rollout with its {branches} branches.",
+        )
+        return dataclasses.replace(
+            self,
+            rollout=dataclasses.replace(self.rollout, samples=first),
+            branch=BranchConfig(samples=branches),
+            ib=IBConfig(estimator="answer_information", filter="top_n"),
+            grpo=dataclasses.replace(self.grpo, alpha=0.005),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """All settings as a plain dict."""
@@ -148,6 +238,51 @@ class RunConfig:
     def save(self, path: Path) -> None:
         """Write all settings as JSON."""
         path.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """How latents are trained (METHOD §3); the values are tuned on the bundled policies [D].
+
+    Attributes:
+        source: the policy whose rollouts are learnt from; "" is the steered policy itself.
+        objective: `steer` (the frozen policy with the fusion is the decoder) or `selector`.
+        fusion: an entry of `i2b_lpo.psa.FUSIONS`.
+        d_z: dimensions of z.
+        questions, samples: train questions and rollouts of each.
+        forks: forks taken from each rollout.
+        horizon: tokens of a continuation that are learnt from; beyond it γ has faded.
+        gamma, decay: γ_0 and s_0.
+        warm_up: share of the steps with β_KL = 0; over as many it then rises to `beta_kl`.
+        free_bits: nats per dimension below which the KL costs nothing more.
+    """
+
+    source: str = ""
+    objective: str = "steer"
+    fusion: str = "psa"
+    seed: int = 0
+    d_z: int = 8
+    questions: int = 800
+    samples: int = 4
+    forks: int = 2
+    rule: str = "top_fraction"
+    horizon: int = 40
+    steps: int = 800
+    batch: int = 64
+    learning_rate: float = 2e-3
+    beta_kl: float = 1.0
+    warm_up: float = 0.4
+    free_bits: float = 0.2
+    gamma: float = 1.0
+    decay: float | None = 8.0
+
+    def __post_init__(self) -> None:
+        for name in ("d_z", "questions", "samples", "forks", "horizon", "steps", "batch"):
+            _need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give at least 1.")
+        _need(
+            self.objective in ("steer", "selector"),
+            f"objective is {self.objective!r}; choose steer or selector.",
+        )
 
 
 PRESETS: dict[str, RunConfig] = {

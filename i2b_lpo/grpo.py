@@ -275,6 +275,7 @@ def policy_loss(
     advantages: Tensor,
     mask: Tensor,
     *,
+    weight: Tensor | None = None,
     entropy: Tensor | None = None,
     alpha: float = 0.0,
     clip_low: float = 0.2,
@@ -285,7 +286,7 @@ def policy_loss(
 ) -> PolicyLoss:
     r"""GRPO loss −J with clipping, dual clip and the self-reward term; no KL term.
 
-    .. math:: J = \frac{1}{D} \sum_i \frac{1}{n_i} \sum_t m_{it} \Big\{ \min\big(\rho_{it} A_i,
+    .. math:: J = \frac{1}{D} \sum_i \frac{1}{n_i} \sum_t m_{it} \Big\{ w_{it} \min\big(\rho_{it} A_i,
               \mathrm{clip}(\rho_{it}, 1-\epsilon_{low}, 1+\epsilon_{high}) A_i\big)
               + \alpha A_i H_{it} \Big\}, \quad \rho = \pi_\theta / \pi_{old}
 
@@ -301,6 +302,9 @@ def policy_loss(
         old_logp: log π_old of the same tokens, treated as constant, shape ``(B, T)``.
         advantages: A, treated as constant, shape ``(B,)``.
         mask: m, 1 on new tokens, 0 on prompt, branch prefix and padding, shape ``(B, T)``.
+        weight: w, a constant factor on each token's surrogate (not on the H term, not on Σ|m|), as
+            for branches that were sampled with z and are trained without; shape ``(B, T)``; None
+            is 1 everywhere.
         entropy: H in nats, with gradient if α ≠ 0, shape ``(B, T)``.
         alpha: α; with 0 the entropies are only reported.
         clip_low: ε_low, between 0 and 1.
@@ -357,6 +361,8 @@ def policy_loss(
     if dual_clip is not None:
         objective = torch.where(a < 0, torch.maximum(objective, dual_clip * a), objective)
         stopped = stopped | ((a < 0) & (ratio > dual_clip))
+    if weight is not None:
+        objective = objective * _counted("weight", weight.detach(), counted)
     if h is not None and alpha != 0.0:
         objective = objective + alpha * a * h
     per_sequence = objective.masked_fill(~counted, 0.0).sum(1)  # (B,)

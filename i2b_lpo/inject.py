@@ -44,11 +44,15 @@ def check_injectable(model: Any, injection: Injection) -> None:
             takes no additive mask, or a layer attends to a sliding window.
     """
     shape = shape_of(model)
-    sizes = {
+    sizes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
         "keys": (injection.keys, (shape.layers, shape.kv_heads, shape.head_dim)),
         "values": (injection.values, (shape.layers, shape.kv_heads, shape.head_dim)),
         "norms": (injection.norms, (shape.layers, shape.hidden)),
     }
+    if (embedding := injection.embedding) is not None:
+        sizes["embedding"] = (embedding[None], (1, shape.hidden))
+    if (residual := injection.residual) is not None:
+        sizes["residual"] = (residual, (min(len(residual), shape.layers), shape.hidden))
     for name, (tensor, expected) in sizes.items():
         if tensor is not None and (tensor.shape[0], *tensor.shape[2:]) != expected:
             raise ValueError(
@@ -85,9 +89,10 @@ def slot_mask(attended: Tensor, log_gamma: Tensor, dtype: torch.dtype) -> Tensor
     at = torch.arange(columns, device=attended.device)
     seen = at <= at[columns - rows :, None]  # (T, C)
     visible = seen & attended.bool()[:, None]  # (B, T, C)
+    lowest = max(MASKED, torch.finfo(dtype).min)  # float16 has no -1e30
     mask = torch.zeros(visible.shape, dtype=dtype, device=attended.device)
-    mask = mask.masked_fill(~visible, MASKED)
-    slot = log_gamma.clamp_min(MASKED).to(dtype)[..., None]
+    mask = mask.masked_fill(~visible, lowest)
+    slot = log_gamma.clamp_min(lowest).to(dtype)[..., None]
     return torch.cat([slot, mask], -1)[:, None]
 
 
@@ -144,10 +149,14 @@ def injected(
 
     The softmax fusion has no place inside the model: `logprobs.py` and `decode.py` add its term
     where they take the logits.
+
+    Raises:
+        ValueError: there isn't one latent for each row.
     """
     if injection is None:
         yield
         return
+    injection.check_rows(len(log_gamma))
     gamma = log_gamma.exp()[..., None]  # (B, T, 1)
     decoder = model.get_decoder()
     with ExitStack() as stack:

@@ -107,6 +107,21 @@ class Injection:
     residual: Tensor | None = None
     logits: tuple[Tensor, Tensor] | None = None
 
+    def check_rows(self, rows: int) -> None:
+        """Refuse a batch of another size, which one latent would be spread over in silence.
+
+        Raises:
+            ValueError: there isn't one latent for each of the `rows` rows.
+        """
+        layered = (self.keys, self.values, self.norms, self.residual)
+        found = {t.shape[1] for t in layered if t is not None}
+        found |= {len(t) for t in (self.embedding, self.logits and self.logits[0]) if t is not None}
+        if found != {rows}:
+            raise ValueError(
+                f"{rows} rows are given {' and '.join(map(str, sorted(found)))} latent(s); give "
+                "each row its own."
+            )
+
     def select(self, rows: Tensor) -> Injection:
         """The injection of some rows, in the order of `rows` (indices, may repeat)."""
         layered = {n: getattr(self, n) for n in ("keys", "values", "norms", "residual")}

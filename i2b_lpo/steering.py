@@ -102,9 +102,17 @@ def embed(
         rows: token ids.
         spans: first token and end of what is averaged; the tokens before it are context.
         tokens: padded tokens in one pass; it bounds the memory.
+
+    Raises:
+        ValueError: no rows, or a span that is missing, empty or beyond its row.
     """
     if not rows or len(rows) != len(spans):
         raise ValueError("embed needs at least one row, and a span for each.")
+    for at, (row, (start, end)) in enumerate(zip(rows, spans, strict=True)):
+        if not 0 <= start < end <= len(row):
+            raise ValueError(
+                f"Row {at} has {len(row)} tokens, of which {start}..{end} is no span to average."
+            )
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     while order:
@@ -195,13 +203,13 @@ def load_steering(policy: Policy, where: str | Path | None = None) -> Steering:
             }
             part.load_state_dict(states)
             part.to(policy.device).eval().requires_grad_(False)
-    except (KeyError, OSError, RuntimeError, SafetensorError, ValueError) as error:
+        return Steering(
+            settings["policy"], cvae, fusion, settings["fusion"],
+            Strength(**settings["strength"]), settings["card"],
+        )  # fmt: skip
+    except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         first, *_ = str(error).splitlines()
         raise ValueError(
             f"The latents in {folder} don't fit {policy.name} or are damaged ({first}); make them "
             f"again with: i2b-lpo train-latents --policy {policy.name} --output {folder}"
         ) from error
-    return Steering(
-        settings["policy"], cvae, fusion, settings["fusion"],
-        Strength(**settings["strength"]), settings["card"],
-    )  # fmt: skip

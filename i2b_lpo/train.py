@@ -1,4 +1,9 @@
-"""The training loop: question → rollouts → verify → group advantages → GRPO update.
+"""The training loop: one step of GRPO or of the whole I²B-LPO (METHOD §0).
+
+    question → M rollouts → forks → latents → branches → verify
+             → group advantages → S_IB → Top-N → update
+
+Without branches and scores it is GRPO.
 
 Each stage is a function that hands on plain records, so a notebook can stop between any two. A
 step depends on (seed, step) alone, never on what was drawn before.
@@ -19,22 +24,26 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from i2b_lpo.branching import grow_trees
 from i2b_lpo.config import RunConfig
 from i2b_lpo.decode import Sampling
 from i2b_lpo.grpo import advantages, informative_groups, overlong_penalty
+from i2b_lpo.ib import kept_share, renormalise
 from i2b_lpo.metrics import rep_n
 from i2b_lpo.policy import Policy, save_policy
-from i2b_lpo.rollout import roll_out
+from i2b_lpo.samples import samples_of
+from i2b_lpo.scoring import filter_traces, score_traces
+from i2b_lpo.steering import Steering, load_steering
 from i2b_lpo.tasks import Task
 from i2b_lpo.trace import Trace
-from i2b_lpo.update import Learner, build_learner, samples_of, update, variant_of
+from i2b_lpo.update import Learner, build_learner, update, variant_of
 
-__all__ = ["StepRecord", "reward_table", "score", "train", "train_step"]
+__all__ = ["StepRecord", "reward_table", "score", "select", "train", "train_step"]
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """Everything one step made: traces, verdict rewards (Q, G), advantages (Q, G), metrics."""
+    """Everything one step made: trees, verdict rewards (Q, G), advantages (Q, G), metrics."""
 
     traces: list[Trace]
     rewards: Tensor
@@ -69,8 +78,27 @@ def score(traces: Sequence[Trace], rewards: Tensor, config: RunConfig) -> Tensor
     return advantages(rewards, scale=variant.scale)
 
 
+def select(traces: Sequence[Trace], scores: Tensor, learner: Learner) -> tuple[list[Trace], Tensor]:
+    """S_IB of every trajectory and the filter; advantages again if asked for (METHOD §5).
+
+    Advantages are of all G, then come scores, then the filter [D].
+    """
+    config = learner.config
+    if config.ib.estimator == "none":
+        return list(traces), scores
+    with learner.accelerator.autocast():
+        scored = score_traces(
+            learner.policy, traces, config.ib, micro_tokens=config.grpo.micro_tokens
+        )
+    filtered = filter_traces(scored, config.ib)
+    if config.ib.renormalise:
+        kept = torch.tensor([[r.kept for r in t.rollouts] for t in filtered])
+        scores = renormalise(reward_table(filtered), kept)
+    return filtered, scores
+
+
 def train_step(learner: Learner, task: Task, step: int) -> StepRecord:
-    """Step `step` of a run: sample, verify, score by group, update."""
+    """Step `step` of a run: sample, branch, verify, score by group, select, update."""
     config, accelerator = learner.config, learner.accelerator
     variant = variant_of(config)
     rank, ranks = accelerator.process_index, accelerator.num_processes
@@ -80,11 +108,13 @@ def train_step(learner: Learner, task: Task, step: int) -> StepRecord:
     settings = config.rollout
     learner.policy.model.eval()
     with accelerator.autocast():  # the precision of the update's passes
-        traces = roll_out(
+        traces = grow_trees(
             learner.policy,
             questions,
             Sampling(settings.max_new_tokens, settings.temperature, settings.top_p),
+            config.branch,
             samples=settings.samples,
+            steering=learner.steering,
             generator=torch.Generator().manual_seed(
                 (config.seed * 1_000_003 + step) * ranks + rank
             ),
@@ -92,7 +122,8 @@ def train_step(learner: Learner, task: Task, step: int) -> StepRecord:
         )
     sampled = time.perf_counter()
     rewards = reward_table(traces, step=step)
-    scores = score(traces, rewards, config)
+    traces, scores = select(traces, score(traces, rewards, config), learner)
+    selected = time.perf_counter()
     drop = ~informative_groups(rewards) & variant.drop_uniform
     parts = []
     for part in range(config.grpo.updates):
@@ -101,14 +132,17 @@ def train_step(learner: Learner, task: Task, step: int) -> StepRecord:
         parts.append(update(learner, chosen, step=step))
     metrics = {name: fmean(p[name] for p in parts) for name in parts[0]}
     metrics["trained_tokens"] *= len(parts)  # the one that is a sum
-    seconds = {"rollout": sampled - begin, "update": time.perf_counter() - sampled}
+    seconds = {"rollout": sampled - begin, "update": time.perf_counter() - selected}
+    if config.ib.estimator != "none":
+        seconds["score"] = selected - sampled
     metrics = {"step": float(step), **_summary(gather_object(traces), task), **metrics}
     metrics |= {f"{name}_seconds": round(value, 3) for name, value in seconds.items()}
     return StepRecord(traces, rewards, scores, metrics)
 
 
 def _summary(traces: Sequence[Trace], task: Task) -> dict[str, float]:
-    rollouts = [r for t in traces for r in t.rollouts]
+    # A root is what the policy does without z: entropy, length and the like are theirs.
+    rollouts = [r for t in traces for r in t.rollouts if r.branch is None]
     rewards = [[r.reward or 0.0 for r in t.rollouts] for t in traces]
     tokens = sum(map(len, rollouts))
     summary = {
@@ -119,7 +153,18 @@ def _summary(traces: Sequence[Trace], task: Task) -> dict[str, float]:
         "length": tokens / len(rollouts),
         "finished": fmean(r.finished for r in rollouts),
         "rep4": fmean(rep_n(r.ids, 4) for r in rollouts),
+        "new_tokens": float(sum(t.new_tokens() for t in traces)),
     }
+    branches = [r for t in traces for r in t.rollouts if r.branch is not None]
+    if branches:
+        summary["root_reward"] = fmean(r.reward or 0.0 for r in rollouts)
+        summary["branch_reward"] = fmean(r.reward or 0.0 for r in branches)
+        summary["kept"] = fmean(
+            kept_share([r.kept for r in t.rollouts], t.branch_sets()) for t in traces
+        )
+    if rollouts[0].score is not None:
+        found = [r.score.value for t in traces for r in t.rollouts if r.score is not None]
+        summary["S_IB"] = fmean(found)
     labels = [[task.label(t.question, r.text) for r in t.rollouts] for t in traces]
     if all(found is not None for row in labels for found in row):
         summary["distinct_strategies"] = fmean(
@@ -133,6 +178,7 @@ def train(
     policy: Policy,
     task: Task,
     *,
+    steering: Steering | None = None,
     output: Path | None = None,
     on_step: Callable[[Learner, StepRecord], None] | None = None,
     progress: bool = True,
@@ -141,8 +187,13 @@ def train(
 
     With `output`, writes `config.json`, one line of `metrics.jsonl` a step, and at the end the
     policy as a Hugging Face folder `policy/`. `on_step` sees each step's whole record.
+
+    Raises:
+        ValueError: the branches need latents and there are none; names the command to make them.
     """
-    learner = build_learner(policy, config)
+    if steering is None and config.branch.samples and config.branch.fusion != "none":
+        steering = load_steering(policy, config.branch.latents or None)
+    learner = build_learner(policy, config, steering=steering)
     main = learner.accelerator.is_main_process
     lines = None
     if output is not None and main:

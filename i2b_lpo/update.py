@@ -8,8 +8,8 @@ old log-probs (decoding has measured them).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,57 +20,41 @@ from i2b_lpo.config import RunConfig
 from i2b_lpo.grpo import VARIANTS, Variant, policy_loss
 from i2b_lpo.logprobs import policy_logprobs
 from i2b_lpo.policy import Policy
-from i2b_lpo.trace import Rollout, Trace
+from i2b_lpo.samples import Batch, Sample, micro_batches, pack
+from i2b_lpo.steering import Steering
+from i2b_lpo.trace import Rollout
 
 __all__ = [
-    "Batch",
     "Learner",
-    "Sample",
     "TokenScorer",
     "build_learner",
-    "micro_batches",
-    "pack",
-    "samples_of",
     "update",
     "variant_of",
+    "without_z",
 ]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One trajectory as the update sees it; a dropped one doesn't count in the denominator."""
-
-    prompt_ids: tuple[int, ...]
-    rollout: Rollout
-    advantage: float
-    dropped: bool = False
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.rollout)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples as right-padded tensors, (B, T); `mask` is True on new tokens only."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    mask: Tensor
-    old_logp: Tensor
-    advantages: Tensor  # (B,)
-
-
 class TokenScorer(nn.Module):
-    """log π and H of each token as one module call, so that DDP and FSDP see a forward pass."""
+    """log π and H of each token as one module call, so that DDP and FSDP see a forward pass.
 
-    def __init__(self, policy: Policy, temperature: float) -> None:
+    With `steering`, tokens after a fork are scored with their branch's z.
+    """
+
+    def __init__(
+        self, policy: Policy, temperature: float, steering: Steering | None = None
+    ) -> None:
         super().__init__()
         self.model = policy.model
+        self.fusion = None if steering is None else steering.fusion
+        self.strength = None if steering is None else steering.strength
         self.vocab_size = policy.vocab_size
         self.temperature = temperature
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, hold: ExitStack | None = None) -> tuple[Tensor, Tensor]:
         """See `i2b_lpo.logprobs.policy_logprobs`."""
+        injection = None
+        if self.fusion is not None and batch.z is not None:
+            injection = self.fusion(batch.z, self.strength)
         return policy_logprobs(
             self.model,
             batch.input_ids,
@@ -78,6 +62,9 @@ class TokenScorer(nn.Module):
             batch.mask,
             temperature=self.temperature,
             vocab_size=self.vocab_size,
+            injection=injection,
+            since=batch.since,
+            hold=hold,
         )
 
 
@@ -90,12 +77,19 @@ class Learner:
     accelerator: Accelerator
     scorer: Any  # TokenScorer, as accelerate wraps it
     optimizer: Any
+    steering: Steering | None = None
 
 
 def build_learner(
-    policy: Policy, config: RunConfig, *, accelerator: Accelerator | None = None
+    policy: Policy,
+    config: RunConfig,
+    *,
+    steering: Steering | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Learner:
     """Prepare `policy` for training with AdamW; its model is trained in place.
+
+    `steering` holds the latents of branches with z; only `grpo.train_psa` trains its fusion.
 
     Raises:
         ValueError: half-precision weights, an unknown variant, or questions that can't be dealt
@@ -117,12 +111,16 @@ def build_learner(
         )
     if config.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable()
-    scorer = TokenScorer(policy, config.rollout.temperature)
-    optimizer = torch.optim.AdamW(
-        scorer.parameters(), lr=config.optimizer.learning_rate, weight_decay=0.0
-    )
+    if config.grpo.train_psa and steering is None:
+        raise ValueError("grpo.train_psa has nothing to train: branch with a fusion and latents.")
+    if steering is not None:
+        steering.fusion.requires_grad_(config.grpo.train_psa)
+    with_z = steering if config.grpo.logprob == "latent" else None
+    scorer = TokenScorer(policy, config.rollout.temperature, with_z)
+    trained = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.optimizer.learning_rate, weight_decay=0.0)
     scorer, optimizer = accelerator.prepare(scorer, optimizer)
-    return Learner(policy, config, accelerator, scorer, optimizer)
+    return Learner(policy, config, accelerator, scorer, optimizer, steering)
 
 
 def variant_of(config: RunConfig) -> Variant:
@@ -133,48 +131,31 @@ def variant_of(config: RunConfig) -> Variant:
     return VARIANTS[name]
 
 
-# --- from traces to tensors ---------------------------------------------------------------------
+def without_z(learner: Learner, samples: Sequence[Sample]) -> list[Sample]:
+    """Prepare branches for `plain` training: π_old without z, and each token's weight.
 
-
-def samples_of(
-    traces: Sequence[Trace], scores: Tensor, *, dropped: Sequence[bool] | None = None
-) -> list[Sample]:
-    """Pair every rollout with its advantage; `scores` is (Q, G), `dropped` one flag a group."""
-    flags = dropped or [False] * len(traces)
-    return [
-        Sample(trace.prompt_ids, rollout, 0.0 if flag else advantage, flag)
-        for trace, row, flag in zip(traces, scores.tolist(), flags, strict=True)
-        for rollout, advantage in zip(trace.rollouts, row, strict=True)
+    The weight is the detached min(C, π_old(o_t|q,o_<t) / π_old(o_t|q,o_<t,z)), both at the sampling
+    temperature (METHOD §6). Samples without z stay as they are.
+    """
+    ready = list(samples)
+    steered = [
+        i for i, s in enumerate(samples) if s.advantage and s.rollout.branch and s.rollout.branch.z
     ]
-
-
-def pack(samples: Sequence[Sample], pad_id: int, device: torch.device | str = "cpu") -> Batch:
-    """Right-pad samples into one batch. Positions line up: column t of every tensor is token t."""
-    width = max(map(len, samples))
-    shape = (len(samples), width)
-    ids = torch.full(shape, pad_id)
-    attention = torch.zeros(shape, dtype=torch.long)
-    mask = torch.zeros(shape, dtype=torch.bool)
-    old = torch.zeros(shape)
-    for row, sample in enumerate(samples):
-        start, end = len(sample.prompt_ids), len(sample)
-        ids[row, :end] = torch.tensor([*sample.prompt_ids, *sample.rollout.ids])
-        attention[row, :end] = 1
-        mask[row, start:end] = True
-        old[row, start:end] = torch.tensor(sample.rollout.logprobs)
-    weights = torch.tensor([sample.advantage for sample in samples])
-    return Batch(*(t.to(device) for t in (ids, attention, mask, old, weights)))
-
-
-def micro_batches(samples: Sequence[Sample], tokens: int) -> list[list[Sample]]:
-    """Split samples, sorted by length, into batches of at most `tokens` padded tokens each."""
-    batches: list[list[Sample]] = []
-    for sample in sorted(samples, key=len):  # so each sample is the longest of its batch so far
-        if batches and (len(batches[-1]) + 1) * len(sample) <= tokens:
-            batches[-1].append(sample)
-        else:
-            batches.append([sample])
-    return batches
+    policy, cap = learner.policy, learner.config.grpo.ratio_cap
+    scorer = TokenScorer(policy, learner.config.rollout.temperature)
+    place = {id(samples[i]): i for i in steered}
+    for part in micro_batches([samples[i] for i in steered], learner.config.grpo.micro_tokens):
+        batch = pack(part, policy.pad_id, policy.device)
+        with torch.no_grad(), learner.accelerator.autocast():
+            logp, _ = scorer(batch)
+        for at, sample in enumerate(part):
+            plain = logp[at][batch.mask[at]].double()
+            own = torch.tensor(sample.rollout.logprobs[sample.start :], dtype=torch.float64)
+            weight = (plain - own.to(plain)).exp().clamp(max=cap)
+            ready[place[id(sample)]] = replace(
+                sample, old_logprobs=tuple(plain.tolist()), weights=tuple(weight.tolist())
+            )
+    return ready
 
 
 # --- the optimizer step -------------------------------------------------------------------------
@@ -194,11 +175,14 @@ def update(learner: Learner, samples: Sequence[Sample], *, step: int = 0) -> dic
     variant = variant_of(config)
     kept = [sample for sample in samples if not sample.dropped]
     count = {
-        "token": sum(len(s.rollout) for s in kept),
+        "token": sum(s.new_tokens for s in kept),
         "sequence": len(kept),
         "constant": len(kept) * config.rollout.max_new_tokens,
     }[variant.reduction]
-    batches = micro_batches([s for s in kept if s.advantage], config.grpo.micro_tokens)
+    active = [s for s in kept if s.advantage]
+    if config.grpo.logprob == "plain":
+        active = without_z(learner, active)
+    batches = micro_batches(active, config.grpo.micro_tokens)
     # All processes divide by the sum of their counts, and make equally many passes.
     gathered = accelerator.gather(torch.tensor([[float(count), len(batches)]], device=device))
     normaliser, rounds = gathered[:, 0].sum().item(), int(gathered[:, 1].max())
@@ -209,8 +193,9 @@ def update(learner: Learner, samples: Sequence[Sample], *, step: int = 0) -> dic
         batch = pack(batches[at] if at < len(batches) else [_IDLE], learner.policy.pad_id, device)
         # DDP averages gradients after the last pass; we want their sum.
         last = at == rounds - 1
-        with nullcontext() if last else accelerator.no_sync(learner.scorer):
-            logp, entropy = learner.scorer(batch)
+        sync = nullcontext() if last else accelerator.no_sync(learner.scorer)
+        with sync, ExitStack() as hold:
+            logp, entropy = learner.scorer(batch, hold)
             numbers = {"log-probs": logp, "entropies": entropy, "old log-probs": batch.old_logp}
             _refuse_non_finite(learner, step, numbers)
             result = policy_loss(
@@ -218,6 +203,7 @@ def update(learner: Learner, samples: Sequence[Sample], *, step: int = 0) -> dic
                 batch.old_logp,
                 batch.advantages,
                 batch.mask,
+                weight=batch.weights if config.grpo.logprob == "plain" else None,
                 entropy=entropy if config.grpo.alpha else None,
                 alpha=config.grpo.alpha,
                 clip_low=variant.clip_low,

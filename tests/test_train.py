@@ -34,20 +34,12 @@ from i2b_lpo.grpo import VARIANTS, loss_normaliser, policy_loss
 from i2b_lpo.logprobs import policy_logprobs
 from i2b_lpo.policy import Policy
 from i2b_lpo.rollout import roll_out
+from i2b_lpo.samples import Batch, Sample, micro_batches, pack, samples_of
 from i2b_lpo.tasks import load_task
 from i2b_lpo.tasks.shop import Labels
 from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.train import StepRecord, reward_table, score, train, train_step
-from i2b_lpo.update import (
-    Batch,
-    Learner,
-    Sample,
-    build_learner,
-    micro_batches,
-    pack,
-    samples_of,
-    update,
-)
+from i2b_lpo.update import Learner, build_learner, update
 from i2b_lpo.verify import Verdict
 
 LENGTH = 10  # new tokens at most
@@ -310,6 +302,8 @@ def test_padding_never_changes_the_gradient(monkeypatch: pytest.MonkeyPatch) -> 
             extra(batch.mask, (0, 9)),
             extra(batch.old_logp, (0, 9), value=-3.0),
             batch.advantages,
+            extra(batch.weights, (0, 9), value=5.0),
+            extra(batch.since, (0, 9), value=3),
         )
 
     monkeypatch.setattr(i2b_lpo.update, "pack", pack_wider)
@@ -929,6 +923,7 @@ def test_a_run_writes_settings_metrics_and_a_policy(tmp_path: Path) -> None:
     assert saved == config.to_json()
     nested: dict[str, Any] = {
         "rollout": RolloutConfig(**saved.pop("rollout")),
+        "branch": type(config.branch)(**saved.pop("branch")),
         "grpo": GRPOConfig(**saved.pop("grpo")),
         "optimizer": OptimizerConfig(**saved.pop("optimizer")),
         "evaluation": type(config.evaluation)(**saved.pop("evaluation")),

@@ -1,0 +1,131 @@
+"""From traces to tensors: samples with advantages → packed micro-batches (METHOD §6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from i2b_lpo.trace import Rollout, Trace
+
+__all__ = ["Batch", "Sample", "micro_batches", "pack", "samples_of"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One trajectory as the update sees it.
+
+    Attributes:
+        prompt_ids: its prompt.
+        rollout: its tokens and their log-probs at sampling.
+        advantage: A.
+        dropped: it takes no part and doesn't count in the denominator.
+        start: tokens it has from its parent, which are not trained here.
+        old_logprobs: log π_old of its own tokens without z, if they are trained so; else those of
+            sampling hold.
+        weights: factor on the surrogate of each of its own tokens; None is 1.
+    """
+
+    prompt_ids: tuple[int, ...]
+    rollout: Rollout
+    advantage: float
+    dropped: bool = False
+    start: int = 0
+    old_logprobs: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | None = None
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens are its own: Σ_t m."""
+        return len(self.rollout) - self.start
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.rollout)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples as right-padded tensors, (B, T); `mask` is True on new tokens only.
+
+    `weights` multiply the surrogate, `since` is s (negative before the fork and on roots), `z` the
+    latents, (B, d_z); None if no sample has one or all are trained without.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    mask: Tensor
+    old_logp: Tensor
+    advantages: Tensor  # (B,)
+    weights: Tensor
+    since: Tensor
+    z: Tensor | None = None
+
+
+def samples_of(
+    traces: Sequence[Trace], scores: Tensor, *, dropped: Sequence[bool] | None = None
+) -> list[Sample]:
+    """Pair every trajectory with its advantage; `scores` is (Q, G), `dropped` one flag a group.
+
+    A trajectory that the filter pruned is dropped too.
+    """
+    flags = dropped or [False] * len(traces)
+    samples = []
+    for trace, row, flag in zip(traces, scores.tolist(), flags, strict=True):
+        for i, (rollout, advantage) in enumerate(zip(trace.rollouts, row, strict=True)):
+            out = flag or not rollout.kept
+            samples.append(
+                Sample(trace.prompt_ids, rollout, 0.0 if out else advantage, out, trace.start(i))
+            )
+    return samples
+
+
+def pack(samples: Sequence[Sample], pad_id: int, device: torch.device | str = "cpu") -> Batch:
+    """Right-pad samples into one batch. Positions line up: column t of every tensor is token t."""
+    width = max(map(len, samples))
+    shape = (len(samples), width)
+    ids = torch.full(shape, pad_id)
+    attention = torch.zeros(shape, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    old, factors = torch.zeros(shape), torch.ones(shape)
+    since = torch.full(shape, -1)
+    size = max((len(s.rollout.branch.z) for s in samples if s.rollout.branch), default=0)
+    z = torch.zeros(len(samples), size)
+    for row, sample in enumerate(samples):
+        start, end = len(sample.prompt_ids) + sample.start, len(sample)
+        own = sample.rollout.logprobs[sample.start :]
+        ids[row, :end] = torch.tensor([*sample.prompt_ids, *sample.rollout.ids])
+        attention[row, :end] = 1
+        mask[row, start:end] = True
+        old[row, start:end] = torch.tensor(
+            own if sample.old_logprobs is None else sample.old_logprobs
+        )
+        if sample.weights is not None:
+            factors[row, start:end] = torch.tensor(sample.weights)
+        branch = sample.rollout.branch
+        if branch is not None and branch.z:
+            since[row] = torch.arange(width) - (branch.p - 1)
+            z[row] = torch.tensor(branch.z)
+    advantages = torch.tensor([sample.advantage for sample in samples])
+    return Batch(
+        input_ids=ids.to(device),
+        attention_mask=attention.to(device),
+        mask=mask.to(device),
+        old_logp=old.to(device),
+        advantages=advantages.to(device),
+        weights=factors.to(device),
+        since=since.to(device),
+        z=z.to(device) if size else None,
+    )
+
+
+def micro_batches(samples: Sequence[Sample], tokens: int) -> list[list[Sample]]:
+    """Split samples, sorted by length, into batches of at most `tokens` padded tokens each."""
+    batches: list[list[Sample]] = []
+    for sample in sorted(samples, key=len):  # so each sample is the longest of its batch so far
+        if batches and (len(batches[-1]) + 1) * len(sample) <= tokens:
+            batches[-1].append(sample)
+        else:
+            batches.append([sample])
+    return batches

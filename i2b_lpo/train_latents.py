@@ -1,0 +1,313 @@
+"""Train the latents of a policy: CVAE and fusion together, the policy frozen (METHOD §3).
+
+rollouts of the base → forks → (prefix, continuation) → −ELBO with the steered policy as decoder.
+
+Generator solutions are never used: a latent learns from what the policy itself has sampled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from i2b_lpo.config import LatentConfig
+from i2b_lpo.decode import Sampling
+from i2b_lpo.entropy import choose_fork
+from i2b_lpo.latent import (
+    Elbo,
+    active_units,
+    cluster_weights,
+    elbo,
+    kl_per_dimension,
+    mutual_information,
+    selector_log_prob,
+    shuffled_information,
+)
+from i2b_lpo.logprobs import policy_logprobs
+from i2b_lpo.policy import Policy
+from i2b_lpo.psa import Injection, Strength
+from i2b_lpo.rollout import roll_out
+from i2b_lpo.steering import Steering, embed, new_steering
+from i2b_lpo.tasks import Task
+from i2b_lpo.trace import Question, Trace
+
+__all__ = [
+    "Example",
+    "collect",
+    "continuation_logprobs",
+    "fork_examples",
+    "next_strategy",
+    "steering_report",
+    "train_latents",
+]
+
+FUSION_RATE = 10  # the projections of z start small and have far to go: they learn this much faster
+CLUSTERS = 8  # kinds of continuation told apart where a task has no labeller
+
+
+@dataclass(frozen=True)
+class Example:
+    """A rollout parted at a fork.
+
+    Attributes:
+        question: what was asked.
+        prefix: the p tokens c before the fork, prompt included.
+        rest: the tokens sampled from the fork on, end token included.
+        label: the strategy chosen next, "" if none is left to choose.
+    """
+
+    question: Question
+    prefix: tuple[int, ...]
+    rest: tuple[int, ...]
+    label: str
+
+
+def next_strategy(strategies: Sequence[str], prefix: str) -> str:
+    r"""The first of a trace's strategies, in order, that its text before the fork doesn't name.
+
+    >>> next_strategy(["Split", "Grid"], "Split 14\n23*10=230\n")
+    'Grid'
+    """
+    named = sum(prefix.count(word) for word in set(strategies))
+    return strategies[named] if named < len(strategies) else ""
+
+
+def fork_examples(
+    policy: Policy,
+    task: Task,
+    traces: Sequence[Trace],
+    config: LatentConfig,
+    generator: torch.Generator,
+) -> list[Example]:
+    """Part each rollout at up to `config.forks` different forks."""
+    examples = []
+    for trace in traces:
+        for rollout in trace.rollouts:
+            labels = task.label(trace.question, rollout.text)
+            drawn = [
+                choose_fork(rollout.entropies, config.rule, generator=generator)
+                for _ in range(config.forks)
+            ]
+            for t in sorted(set(drawn)):
+                label = (
+                    ""
+                    if labels is None
+                    else next_strategy(labels.strategies, "".join(rollout.pieces[:t]))
+                )
+                prefix = (*trace.prompt_ids, *rollout.ids[:t])
+                examples.append(Example(trace.question, prefix, rollout.ids[t:], label))
+    return examples
+
+
+def collect(
+    source: Policy,
+    task: Task,
+    config: LatentConfig,
+    *,
+    split: str = "train",
+    questions: int | None = None,
+    max_new_tokens: int = 160,
+    temperature: float = 1.0,
+    batch: int = 128,
+) -> tuple[list[Example], int]:
+    """Sample rollouts of `source` and part them; returns the examples and the tokens it took."""
+    generator = torch.Generator().manual_seed(config.seed)
+    asked = task.questions(split, questions or config.questions, seed=config.seed)
+    with tqdm(total=len(asked), desc="rollouts", unit="question") as bar:
+        traces = roll_out(
+            source,
+            asked,
+            Sampling(max_new_tokens, temperature),
+            samples=config.samples,
+            generator=generator,
+            batch=batch,
+            on_batch=bar.update,
+        )
+    tokens = sum(trace.new_tokens() for trace in traces)
+    return fork_examples(source, task, traces, config, generator), tokens
+
+
+def continuation_logprobs(
+    policy: Policy, examples: Sequence[Example], injection: Injection | None, horizon: int
+) -> Tensor:
+    """Log π(continuation|c, z) of each example, summed over its first `horizon` tokens, (B,)."""
+    rows = [[*e.prefix, *e.rest[:horizon]] for e in examples]
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), policy.pad_id)
+    attended, new = torch.zeros_like(ids), torch.zeros_like(ids)
+    since = torch.arange(width).repeat(len(rows), 1)
+    for at, (row, example) in enumerate(zip(rows, examples, strict=True)):
+        p = len(example.prefix)
+        ids[at, : len(row)] = torch.tensor(row)
+        attended[at, : len(row)] = 1
+        new[at, p : len(row)] = 1
+        since[at] -= p - 1  # the row of token p − 1 predicts the first token of the continuation
+    ids, attended, new, since = (t.to(policy.device) for t in (ids, attended, new, since))
+    logp, _ = policy_logprobs(
+        policy.model, ids, attended, new,
+        temperature=1.0, vocab_size=policy.vocab_size, injection=injection, since=since,
+    )  # fmt: skip
+    return logp.sum(1)
+
+
+def _kinds(examples: Sequence[Example], embeddings: Tensor, seed: int) -> list[str]:
+    """What training is balanced over: the labeller's strategies, or clusters of embeddings."""
+    if any(e.label for e in examples):
+        return [e.label for e in examples]
+    from sklearn.cluster import KMeans
+
+    count = min(CLUSTERS, len(examples))
+    found = KMeans(count, random_state=seed, n_init=3).fit_predict(
+        embeddings.double().cpu().numpy()
+    )
+    return [str(kind) for kind in found]
+
+
+@contextmanager
+def _frozen(model: Any) -> Iterator[None]:
+    """No gradient for the policy's parameters, which are left as they were."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    training = model.training
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        model.train(training)
+
+
+def train_latents(
+    policy: Policy,
+    examples: Sequence[Example],
+    config: LatentConfig,
+    *,
+    on_step: Callable[[int, Elbo], None] | None = None,
+) -> Steering:
+    """Train CVAE and fusion on `examples` with the frozen `policy` as decoder.
+
+    Args:
+        policy: the policy on which z will be used; also the embedder.
+        examples: from `collect`, of the policy itself or of the one it was trained from.
+        config: objective, sizes and schedule.
+        on_step: called after each step with its number and ELBO.
+
+    Raises:
+        ValueError: fewer examples than a batch.
+        FloatingPointError: the loss isn't finite.
+    """
+    if len(examples) < config.batch:
+        raise ValueError(
+            f"{len(examples)} examples are fewer than a batch of {config.batch}; collect more."
+        )
+    torch.manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    steering = new_steering(
+        policy, d_z=config.d_z, fusion=config.fusion, strength=Strength(config.gamma, config.decay)
+    )
+    cvae, fusion = steering.cvae.to(policy.device), steering.fusion.to(policy.device)
+    before, after = embed_examples(policy, examples, config.horizon)
+    cvae.standardise(torch.cat([before, after]))
+    weights = cluster_weights(_kinds(examples, after, config.seed))
+    optimizer = torch.optim.Adam(
+        [
+            {"params": list(cvae.parameters()), "rate": config.learning_rate},
+            {"params": list(fusion.parameters()), "rate": FUSION_RATE * config.learning_rate},
+        ]
+    )
+    with _frozen(policy.model), tqdm(range(config.steps), desc="latents", unit="step") as bar:
+        for step in bar:
+            rate = min(1.0, (step + 1) / 20) * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
+            for group in optimizer.param_groups:
+                group["lr"] = group["rate"] * rate
+            chosen = torch.multinomial(weights, config.batch, replacement=True, generator=generator)
+            e_c, e_o = before[chosen], after[chosen]
+            posterior = cvae.posterior(e_c, e_o)
+            z = posterior.rsample()
+            if config.objective == "steer":
+                batch = [examples[i] for i in chosen.tolist()]
+                injection = fusion(z, steering.strength)
+                log_prob = continuation_logprobs(policy, batch, injection, config.horizon)
+            else:
+                log_prob = selector_log_prob(cvae, e_c, e_o, z)
+            result = elbo(
+                log_prob, posterior, cvae.prior(e_c),
+                beta_kl=config.beta_kl, free_bits=config.free_bits,
+            )  # fmt: skip
+            if not result.loss.isfinite():
+                raise FloatingPointError(
+                    f"Step {step}: the ELBO isn't finite; lower learning_rate."
+                )
+            optimizer.zero_grad(set_to_none=True)
+            result.loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_([*cvae.parameters(), *fusion.parameters()], 1.0)
+            optimizer.step()
+            if step % 10 == 0:
+                bar.set_postfix(logp=f"{result.log_prob.mean():.2f}", kl=f"{result.kl.mean():.2f}")
+            if on_step is not None:
+                on_step(step, result)
+    for part in (cvae, fusion):
+        part.eval().requires_grad_(False)
+    return replace(steering, card={"config": asdict(config), "examples": len(examples)})
+
+
+def embed_examples(
+    policy: Policy, examples: Sequence[Example], horizon: int
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of prefixes and of continuations (up to `horizon` tokens), each (N, d)."""
+    prefixes = [e.prefix for e in examples]
+    whole = [(*e.prefix, *e.rest[:horizon]) for e in examples]
+    before = embed(policy, prefixes, [(0, len(c)) for c in prefixes])
+    ends = [(len(c), len(w)) for c, w in zip(prefixes, whole, strict=True)]
+    return before, embed(policy, whole, ends)
+
+
+@torch.no_grad()
+def steering_report(
+    steering: Steering, policy: Policy, examples: Sequence[Example], config: LatentConfig
+) -> dict[str, Any]:
+    """What the latents do on examples they weren't trained on; nats, z ~ Q unless said otherwise.
+
+    Returns:
+        `log_prob` with z ~ Q, with z ~ P and without z (per continuation), `kl`,
+        `kl_per_dimension`, `elbo`, `active_units`, `information` I(z; strategy) and its shuffled
+        control (only with labels).
+    """
+    before, after = embed_examples(policy, examples, config.horizon)
+    posterior, prior = steering.cvae.posterior(before, after), steering.cvae.prior(before)
+    torch.manual_seed(config.seed)
+    drawn = {"posterior": posterior.sample(), "prior": prior.sample()}
+    found: dict[str, float] = {}
+    for name, z in [*drawn.items(), ("without", None)]:
+        total = 0.0
+        for start in range(0, len(examples), config.batch):
+            part = slice(start, start + config.batch)
+            injection = None if z is None else steering.injection(z[part])
+            total += float(
+                continuation_logprobs(policy, examples[part], injection, config.horizon).sum()
+            )
+        found[name] = total / len(examples)
+    kl = kl_per_dimension(posterior, prior)
+    report: dict[str, Any] = {
+        "examples": len(examples),
+        "log_prob": {name: round(value, 3) for name, value in found.items()},
+        "kl": round(float(kl.sum()), 3),
+        "kl_per_dimension": [round(value, 3) for value in kl.tolist()],
+        "elbo": round(found["posterior"] - float(kl.sum()), 3),
+        "active_units": int(active_units(posterior.mean).sum()),
+        "d_z": steering.cvae.d_z,
+    }
+    kept = [i for i, e in enumerate(examples) if e.label]
+    if kept:
+        labels = [examples[i].label for i in kept]
+        z = drawn["posterior"][kept]
+        report["information"] = round(mutual_information(z, labels), 3)
+        report["information_shuffled"] = round(shuffled_information(z, labels), 3)
+    return report
