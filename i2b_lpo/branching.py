@@ -74,16 +74,18 @@ def grow_trees(
     for begin in range(0, len(questions), width):
         part = questions[begin : begin + width]
         found, read = sample(
-            policy, part, sampling, samples=samples, generator=generator, keep_read=config.samples > 0
+            policy,
+            part,
+            sampling,
+            samples=samples,
+            generator=generator,
+            keep_read=config.samples > 0,
         )
-        roots = {
-            (tree, i): read[tree * samples + i] for tree in range(len(part)) for i in range(samples)
-        }
-        trees += verified(
-            branch_out(policy, found, roots, sampling, config, steering, generator)
-            if config.samples
-            else found
-        )
+        if config.samples:
+            places = [(tree, i) for tree in range(len(part)) for i in range(samples)]
+            roots = dict(zip(places, read, strict=True))
+            found = branch_out(policy, found, roots, sampling, config, steering, generator)
+        trees += verified(found)
         if on_batch is not None:
             on_batch(len(part))
     return trees

@@ -1,4 +1,4 @@
-"""The command line: `i2b-lpo tour | train | evaluate | rollout | pretrain | info | …`.
+"""The command line: `i2b-lpo tour | train | train-latents | evaluate | rollout | …`.
 
 A wrong argument or a missing file is one sentence on stderr and exit code 2. torch is imported
 only by the commands that need it, so `--help` and `notebooks` answer at once.
@@ -45,8 +45,9 @@ def _parser() -> _Parser:
         sub = commands.add_parser(name, help=help, description=help)
         return sub
 
-    tour = command("tour", "train the bundled policy and write a page of what happened (5 min)")
-    train = command("train", "train a policy by GRPO")
+    tour = command("tour", "train the bundled policy and write a page of what happened (8 min)")
+    train = command("train", "train a policy by GRPO or the whole of I²B-LPO")
+    latents = command("train-latents", "train the latents of a policy (10 min for a bundled one)")
     evaluate = command("evaluate", "measure a policy on a task")
     rollout = command("rollout", "sample a policy on questions and show the entropy of each token")
     pretrain = command("pretrain", "teach a tiny policy from random weights (5 min)")
@@ -54,7 +55,7 @@ def _parser() -> _Parser:
     notebooks = command("notebooks", "copy the notebooks into a folder")
     export = command("export", "write a policy as an ordinary Hugging Face folder with a card")
 
-    outputs = {tour: "runs/tour", train: None, evaluate: None, rollout: None, pretrain: None}
+    outputs = dict.fromkeys((train, latents, evaluate, rollout, pretrain)) | {tour: "runs/tour"}
     for sub, output in outputs.items():
         sub.add_argument("--seed", type=int, default=0, help="source of all randomness (0)")
         sub.add_argument(
@@ -62,12 +63,21 @@ def _parser() -> _Parser:
             type=Path,
             default=output,
             metavar="DIR",
-            required=sub in (train, pretrain),
+            required=sub in (train, latents, pretrain),
             help="folder to write to" + (f" ({output})" if output else ""),
         )
-    for sub in (tour, train):
+    for sub in (tour, train, latents):
         sub.add_argument("--steps", type=_positive, help="optimizer steps (the preset's)")
     train.add_argument("--preset", default="tiny", help="settings by name (tiny); see info")
+    train.add_argument(
+        "--method", default="grpo", choices=("grpo", "i2b-lpo"), help="which method (grpo)"
+    )
+    train.add_argument("--latents", help="folder of train-latents (the bundled policies' own)")
+    latents.add_argument("--policy", default="tiny-base", help="the policy to steer (tiny-base)")
+    latents.add_argument("--source", help="policy whose rollouts are learnt from (the same)")
+    latents.add_argument("--fusion", default="psa", help="psa, input, softmax or residual (psa)")
+    latents.add_argument("--objective", default="steer", help="steer or selector (steer)")
+    latents.add_argument("--questions", type=_positive, help="train questions (800)")
     train.add_argument("--policy", help="bundled name, folder or hub name (the preset's)")
     for sub in (evaluate, rollout):
         sub.add_argument("--policy", default="tiny-base", help="bundled name, folder or hub name")
@@ -75,7 +85,7 @@ def _parser() -> _Parser:
         sub.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (1.0)")
         sub.add_argument("--top-p", type=float, default=1.0, help="(1.0)")
         sub.add_argument("--max-new-tokens", type=_positive, default=160, help="(160)")
-    for sub in (train, evaluate, rollout):
+    for sub in (train, latents, evaluate, rollout):
         sub.add_argument(
             "--task",
             default=None if sub is train else "shop",
@@ -92,6 +102,12 @@ def _parser() -> _Parser:
     evaluate.add_argument("--samples", type=_positive, default=8, help="per question (8)")
     rollout.add_argument("--question", help="your own question of the bundled task")
     rollout.add_argument("--samples", type=_positive, default=1, help="per question (1)")
+    rollout.add_argument(
+        "--branches", type=_positive, help="fork each rollout and grow this many branches"
+    )
+    rollout.add_argument(
+        "--fusion", default="psa", help="how z enters the branches; none re-samples (psa)"
+    )
     pretrain.add_argument(
         "--task", choices=("product", "shop"), default="product", help="the warm-up (product)"
     )
@@ -147,7 +163,14 @@ def _run_config(arguments: argparse.Namespace) -> RunConfig:
         for name in ("policy", "task", "steps", "seed")
         if getattr(arguments, name) is not None
     }
-    return dataclasses.replace(preset(arguments.preset), **changes)
+    config = dataclasses.replace(preset(arguments.preset), **changes)
+    config = config.with_method(arguments.method)
+    if arguments.latents is not None:
+        if not config.branch.samples:
+            raise ValueError("--latents acts on branches; add --method i2b-lpo.")
+        branch = dataclasses.replace(config.branch, latents=arguments.latents)
+        config = dataclasses.replace(config, branch=branch)
+    return config
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -164,6 +187,33 @@ def _train(arguments: argparse.Namespace) -> None:
     policy = load_policy(config.policy, device=arguments.device, dtype=torch.float32)
     train(config, policy, task, output=arguments.output)
     print(f"Policy and metrics: {arguments.output}")
+
+
+def _train_latents(arguments: argparse.Namespace) -> None:
+    from i2b_lpo.config import LatentConfig
+    from i2b_lpo.policy import load_policy
+    from i2b_lpo.steering import save_steering
+    from i2b_lpo.tasks import load_task
+    from i2b_lpo.train_latents import collect, steering_report, train_latents
+
+    _need_new(arguments.output)
+    names = ("source", "fusion", "objective", "questions", "steps", "seed")
+    given = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
+    config = LatentConfig(**given)
+    task = load_task(arguments.task, path=arguments.data)
+    policy = load_policy(arguments.policy, device=arguments.device)
+    source = load_policy(config.source, device=arguments.device) if config.source else policy
+    examples, tokens = collect(source, task, config)
+    steering = train_latents(policy, examples, config)
+    held_out, _ = collect(
+        source, task, dataclasses.replace(config, seed=config.seed + 1), split="validation",
+        questions=max(20, config.questions // 5),
+    )  # fmt: skip
+    report = steering_report(steering, policy, held_out, config)
+    steering.card.update(rollout_tokens=tokens, validation=report)
+    save_steering(steering, arguments.output)
+    print(json.dumps(report, indent=2))
+    print(f"Latents: {arguments.output}")
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
@@ -217,9 +267,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _rollout(arguments: argparse.Namespace) -> None:
     import torch
 
+    from i2b_lpo.branching import grow_trees
+    from i2b_lpo.config import BranchConfig
     from i2b_lpo.decode import Sampling
     from i2b_lpo.policy import load_policy
-    from i2b_lpo.rollout import roll_out
+    from i2b_lpo.steering import load_steering
     from i2b_lpo.tasks import load_task, own_question
     from i2b_lpo.trace import write_traces
 
@@ -233,7 +285,12 @@ def _rollout(arguments: argparse.Namespace) -> None:
     policy = load_policy(arguments.policy, device=arguments.device)
     output = _new_folder(arguments.output) if arguments.output else None
     generator = torch.Generator().manual_seed(arguments.seed)
-    traces = roll_out(policy, [question], sampling, samples=arguments.samples, generator=generator)
+    config = BranchConfig(samples=arguments.branches or 0, fusion=arguments.fusion)
+    with_z = config.samples and config.fusion != "none"
+    traces = grow_trees(
+        policy, [question], sampling, config, samples=arguments.samples, generator=generator,
+        steering=load_steering(policy) if with_z else None,
+    )  # fmt: skip
     print(traces[0])
     for at, rollout in enumerate(traces[0].rollouts):
         print(f"\n[{at}] entropy in nats, token by token")
@@ -300,6 +357,7 @@ def _export(arguments: argparse.Namespace) -> None:
 _COMMANDS = {
     "tour": _tour,
     "train": _train,
+    "train-latents": _train_latents,
     "evaluate": _evaluate,
     "rollout": _rollout,
     "pretrain": _pretrain,

@@ -253,7 +253,9 @@ class LatentConfig:
         forks: forks taken from each rollout.
         horizon: tokens of a continuation that are learnt from; beyond it γ has faded.
         gamma, decay: γ_0 and s_0.
-        warm_up: share of the steps with β_KL = 0; over as many it then rises to `beta_kl`.
+        selector_steps: steps of the `selector` objective, which `steer` starts from.
+        fusion_first: share of the steps in which only the fusion learns; then the CVAE joins, and
+            β_KL rises from 0 to `beta_kl` over a quarter of the steps.
         free_bits: nats per dimension below which the KL costs nothing more.
     """
 
@@ -262,19 +264,20 @@ class LatentConfig:
     fusion: str = "psa"
     seed: int = 0
     d_z: int = 8
-    questions: int = 800
+    questions: int = 600
     samples: int = 4
     forks: int = 2
     rule: str = "top_fraction"
-    horizon: int = 40
-    steps: int = 800
+    horizon: int = 12
+    steps: int = 500
     batch: int = 64
     learning_rate: float = 2e-3
-    beta_kl: float = 1.0
-    warm_up: float = 0.4
-    free_bits: float = 0.2
+    beta_kl: float = 0.5
+    selector_steps: int = 400
+    fusion_first: float = 0.5
+    free_bits: float = 0.1
     gamma: float = 1.0
-    decay: float | None = 8.0
+    decay: float | None = 2.0
 
     def __post_init__(self) -> None:
         for name in ("d_z", "questions", "samples", "forks", "horizon", "steps", "batch"):

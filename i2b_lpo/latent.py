@@ -382,20 +382,21 @@ def mutual_information(z: Tensor, labels: Sequence[str], *, folds: int = 5, seed
     .. math:: I(z; y) = H(y) - H(y|z) \ge H(y) - E[-\log q(y|z)]
 
     METHOD.md §3 [D]: empirical H(y), and as q a multinomial logistic regression on standardised z,
-    scored on folds it didn't see. A poor q can only lower the bound (Barber & Agakov 2003); without
-    information it falls slightly below 0, the more so the fewer the examples. At most H(y).
+    scored on folds it didn't see, its penalty chosen within the others (else small samples would
+    give far less than 0 without information). It is a lower bound, since a poor q can only lower it
+    (Barber & Agakov 2003); it can fall slightly below 0, and is at most H(y).
 
     Args:
         z: shape ``(N, d_z)``.
         labels: N labels, each at least `folds` times; with one label only, the result is 0.
-        folds: number of parts held out in turn, at least 2.
+        folds: number of parts held out in turn, at least 3.
         seed: of the split.
 
     Raises:
         ValueError: if the numbers differ, z isn't finite, or a label is rarer than `folds`.
     """
     # Imported here because no other function needs it and it takes as long to import as torch.
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegressionCV
     from sklearn.metrics import log_loss
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
@@ -407,16 +408,24 @@ def mutual_information(z: Tensor, labels: Sequence[str], *, folds: int = 5, seed
         )
     counts = Counter(labels)
     rare = sorted(label for label, count in counts.items() if count < folds)
-    if folds < 2 or rare:
+    if folds < 3 or rare:
         raise ValueError(
-            f"folds={folds} must be at least 2 and at most every label's count: "
+            f"folds={folds} must be at least 3 and at most every label's count: "
             f"leave out the labels {rare} or use fewer folds."
         )
     if len(counts) == 1:
         return 0.0
     share = np.array(list(counts.values())) / len(labels)
+    classifier = LogisticRegressionCV(
+        Cs=[1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0],
+        cv=folds - 1,  # what is left of the rarest label when one fold is held out
+        scoring="neg_log_loss",
+        max_iter=1000,
+        l1_ratios=(0,),
+        use_legacy_attributes=False,  # as in later versions; unset, it warns
+    )
     held_out = cross_val_predict(
-        make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+        make_pipeline(StandardScaler(), classifier),
         z.detach().to("cpu", torch.float64).numpy(),
         list(labels),
         cv=StratifiedKFold(folds, shuffle=True, random_state=seed),

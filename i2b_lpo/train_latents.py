@@ -48,6 +48,7 @@ __all__ = [
     "train_latents",
 ]
 
+SELECTOR_BATCH = 256
 FUSION_RATE = 10  # the projections of z start small and have far to go: they learn this much faster
 CLUSTERS = 8  # kinds of continuation told apart where a task has no labeller
 
@@ -60,7 +61,7 @@ class Example:
         question: what was asked.
         prefix: the p tokens c before the fork, prompt included.
         rest: the tokens sampled from the fork on, end token included.
-        label: the strategy chosen next, "" if none is left to choose.
+        label: the strategy that is chosen at the fork, "" if the fork decides something else.
     """
 
     question: Question
@@ -96,11 +97,10 @@ def fork_examples(
                 for _ in range(config.forks)
             ]
             for t in sorted(set(drawn)):
-                label = (
-                    ""
-                    if labels is None
-                    else next_strategy(labels.strategies, "".join(rollout.pieces[:t]))
-                )
+                before, rest = "".join(rollout.pieces[:t]), "".join(rollout.pieces[t:])
+                label = "" if labels is None else next_strategy(labels.strategies, before)
+                if not rest.startswith(label):  # the fork decides something else
+                    label = ""
                 prefix = (*trace.prompt_ids, *rollout.ids[:t])
                 examples.append(Example(trace.question, prefix, rollout.ids[t:], label))
     return examples
@@ -216,46 +216,75 @@ def train_latents(
     before, after = embed_examples(policy, examples, config.horizon)
     cvae.standardise(torch.cat([before, after]))
     weights = cluster_weights(_kinds(examples, after, config.seed))
-    optimizer = torch.optim.Adam(
-        [
-            {"params": list(cvae.parameters()), "rate": config.learning_rate},
-            {"params": list(fusion.parameters()), "rate": FUSION_RATE * config.learning_rate},
-        ]
-    )
-    with _frozen(policy.model), tqdm(range(config.steps), desc="latents", unit="step") as bar:
+
+    def draw(size: int) -> tuple[Tensor, Tensor, Tensor]:
+        rows = torch.multinomial(weights, size, replacement=True, generator=generator)
+        return rows, before[rows], after[rows]
+
+    # A fresh z says nothing and a fresh fusion hears nothing; trained together from there they
+    # settle on one shift for all z. So z learns first what continuations differ in …
+    optimizer = torch.optim.Adam(cvae.parameters(), lr=config.learning_rate)
+    for _ in tqdm(range(config.selector_steps), desc="selector", unit="step"):
+        _, e_c, e_o = draw(SELECTOR_BATCH)
+        posterior = cvae.posterior(e_c, e_o)
+        log_prob = selector_log_prob(cvae, e_c, e_o, posterior.rsample())
+        _step(optimizer, elbo(log_prob, posterior, cvae.prior(e_c), beta_kl=config.beta_kl))
+    if config.objective == "steer":
+        _steer(policy, steering, examples, draw, config, on_step)
+    for part in (cvae, fusion):
+        part.eval().requires_grad_(False)
+    return replace(steering, card={"config": asdict(config), "examples": len(examples)})
+
+
+def _steer(
+    policy: Policy,
+    steering: Steering,
+    examples: Sequence[Example],
+    draw: Callable[[int], tuple[Tensor, Tensor, Tensor]],
+    config: LatentConfig,
+    on_step: Callable[[int, Elbo], None] | None,
+) -> None:
+    """The `steer` objective: … then the fusion learns to hear z, then both together."""
+    cvae, fusion = steering.cvae, steering.fusion
+    alone = {"params": list(fusion.parameters()), "rate": FUSION_RATE * config.learning_rate}
+    both = {"params": list(cvae.parameters()), "rate": config.learning_rate}
+    optimizer = torch.optim.Adam([alone, both])
+    first = config.fusion_first * config.steps
+    with _frozen(policy.model), tqdm(range(config.steps), desc="steer", unit="step") as bar:
         for step in bar:
             rate = min(1.0, (step + 1) / 20) * (0.5 + 0.5 * math.cos(math.pi * step / config.steps))
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * rate
-            chosen = torch.multinomial(weights, config.batch, replacement=True, generator=generator)
-            e_c, e_o = before[chosen], after[chosen]
+            optimizer.param_groups[1]["lr"] *= step >= first
+            rows, e_c, e_o = draw(config.batch)
             posterior = cvae.posterior(e_c, e_o)
-            z = posterior.rsample()
-            if config.objective == "steer":
-                batch = [examples[i] for i in chosen.tolist()]
-                injection = fusion(z, steering.strength)
-                log_prob = continuation_logprobs(policy, batch, injection, config.horizon)
-            else:
-                log_prob = selector_log_prob(cvae, e_c, e_o, z)
+            batch = [examples[i] for i in rows.tolist()]
+            injection = fusion(posterior.rsample(), steering.strength)
+            log_prob = continuation_logprobs(policy, batch, injection, config.horizon)
             result = elbo(
-                log_prob, posterior, cvae.prior(e_c),
-                beta_kl=config.beta_kl, free_bits=config.free_bits,
-            )  # fmt: skip
+                log_prob,
+                posterior,
+                cvae.prior(e_c),
+                beta_kl=config.beta_kl * min(1.0, max(0.0, 4 * (step - first) / config.steps)),
+                free_bits=config.free_bits,
+            )
             if not result.loss.isfinite():
                 raise FloatingPointError(
                     f"Step {step}: the ELBO isn't finite; lower learning_rate."
                 )
-            optimizer.zero_grad(set_to_none=True)
-            result.loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_([*cvae.parameters(), *fusion.parameters()], 1.0)
-            optimizer.step()
+            _step(optimizer, result)
             if step % 10 == 0:
                 bar.set_postfix(logp=f"{result.log_prob.mean():.2f}", kl=f"{result.kl.mean():.2f}")
             if on_step is not None:
                 on_step(step, result)
-    for part in (cvae, fusion):
-        part.eval().requires_grad_(False)
-    return replace(steering, card={"config": asdict(config), "examples": len(examples)})
+
+
+def _step(optimizer: torch.optim.Optimizer, result: Elbo) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    result.loss.backward()  # type: ignore[no-untyped-call]
+    for group in optimizer.param_groups:
+        torch.nn.utils.clip_grad_norm_(group["params"], 10.0)
+    optimizer.step()
 
 
 def embed_examples(
