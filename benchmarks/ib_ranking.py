@@ -28,13 +28,14 @@ from typing import Any
 import torch
 from _paired import machine, report
 
+from i2b_lpo.config import IBConfig
 from i2b_lpo.decode import Sampling
 from i2b_lpo.example import teacher_force
 from i2b_lpo.ib import ESTIMATORS, FILTERS, Evidence, kept_share
 from i2b_lpo.metrics import bootstrap_interval
 from i2b_lpo.policy import Policy, load_policy
 from i2b_lpo.rollout import roll_out
-from i2b_lpo.scoring import IBConfig, gather_evidence
+from i2b_lpo.scoring import gather_evidence
 from i2b_lpo.tasks import load_task
 from i2b_lpo.tasks.failures import KINDS, build, failure_mode
 from i2b_lpo.tasks.shop import parse_problem

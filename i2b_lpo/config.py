@@ -127,11 +127,11 @@ class IBConfig:
         renormalise: advantages again over the kept ones.
     """
 
-    estimator: str = "none"
+    estimator: str = "answer_information"
     beta_ib: float = 1.0
     cost_weight: float = 1.0
     clip_nats: float = 4.0
-    filter: str = "none"
+    filter: str = "top_n"
     keep: int = 2
     renormalise: bool = False
 
@@ -150,6 +150,9 @@ class IBConfig:
             self.estimator != "none" or self.filter == "none",
             f"ib.filter {self.filter!r} needs scores; name an ib.estimator.",
         )
+
+
+NO_IB = IBConfig(estimator="none", filter="none")
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ class RunConfig:
     questions: int = 12
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     branch: BranchConfig = field(default_factory=BranchConfig)
-    ib: IBConfig = field(default_factory=IBConfig)
+    ib: IBConfig = NO_IB
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -214,7 +217,7 @@ class RunConfig:
             ValueError: unknown name, or a group that 1+K doesn't divide.
         """
         if name == "grpo":
-            return dataclasses.replace(self, branch=BranchConfig(), ib=IBConfig())
+            return dataclasses.replace(self, branch=BranchConfig(), ib=NO_IB)
         _need(name == "i2b-lpo", f"Unknown method {name!r}; choose grpo or i2b-lpo.")
         branches = 3
         first, rest = divmod(self.rollout.samples, 1 + branches)
@@ -227,7 +230,7 @@ class RunConfig:
             self,
             rollout=dataclasses.replace(self.rollout, samples=first),
             branch=BranchConfig(samples=branches),
-            ib=IBConfig(estimator="answer_information", filter="top_n"),
+            ib=IBConfig(),
             grpo=dataclasses.replace(self.grpo, alpha=0.005),
         )
 
@@ -268,16 +271,16 @@ class LatentConfig:
     samples: int = 4
     forks: int = 2
     rule: str = "top_fraction"
-    horizon: int = 12
+    horizon: int = 8
     steps: int = 500
     batch: int = 64
     learning_rate: float = 2e-3
-    beta_kl: float = 0.5
+    beta_kl: float = 0.4
     selector_steps: int = 400
     fusion_first: float = 0.5
     free_bits: float = 0.1
     gamma: float = 1.0
-    decay: float | None = 2.0
+    decay: float | None = 1.0
 
     def __post_init__(self) -> None:
         for name in ("d_z", "questions", "samples", "forks", "horizon", "steps", "batch"):

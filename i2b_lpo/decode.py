@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from i2b_lpo.cache import KeyValues, gather, new_cache, take_rows
-from i2b_lpo.entropy import token_entropy
+from i2b_lpo.entropy import expected_surprisal
 from i2b_lpo.inject import check_injectable, injected, slot_mask
 from i2b_lpo.policy import Policy
 from i2b_lpo.psa import Injection
@@ -320,9 +320,11 @@ def _draw_rows(
     step = 0
     while True:
         log_p = logits[:, : policy.vocab_size].to(work).log_softmax(-1)  # (b, V)
+        probs = p = log_p.exp()
         log_q = log_p
         if not greedy and sampling.temperature != 1:
             log_q = (log_p / sampling.temperature).log_softmax(-1)
+            probs = log_q.exp()
         if log_q[:, 0].isnan().any():  # one NaN logit makes the whole row NaN
             raise FloatingPointError(
                 f"New token {step + 1}: the logits of {policy.name} are not finite; its weights "
@@ -331,14 +333,13 @@ def _draw_rows(
         if greedy:
             token = log_p.argmax(-1)
         else:
-            probs = log_q.exp()
             if sampling.top_p < 1:
                 probs = _keep_nucleus(probs, sampling.top_p)
             assert generator is not None
             uniform = torch.rand(batch, generator=generator, device=generator.device)
             token = _draw(probs, uniform.to(device)[live])
         out_ids[live, step] = token
-        out[0, live, step] = token_entropy(log_p)
+        out[0, live, step] = expected_surprisal(log_p, p)
         out[1, live, step] = log_q.gather(-1, token[:, None])[:, 0]
         out[2, live, step] = log_p.gather(-1, token[:, None])[:, 0]
         ended = torch.isin(token, eos)

@@ -13,7 +13,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-__all__ = ["FORK_RULES", "choose_fork", "token_entropy", "top_fraction"]
+__all__ = ["FORK_RULES", "choose_fork", "expected_surprisal", "token_entropy", "top_fraction"]
 
 
 def token_entropy(logits: Tensor, vocab_size: int | None = None) -> Tensor:
@@ -54,11 +54,16 @@ def token_entropy(logits: Tensor, vocab_size: int | None = None) -> Tensor:
         )
     counted = logits[..., :vocab_size]  # (..., vocab_size)
     log_p = counted.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    # −Σ p·log p has no negative term, so unlike logsumexp − Σ p·logit nothing cancels; the floor
-    # makes 0·(−inf) a 0.
+    return expected_surprisal(log_p, log_p.exp())
+
+
+def expected_surprisal(log_p: Tensor, p: Tensor) -> Tensor:
+    """−Σ p log p of distributions at hand, (..., V) → (...): `token_entropy` without its checks."""
+    # No term is negative, so unlike logsumexp − Σ p·logit nothing cancels; the floor makes 0·(−inf)
+    # a 0.
     floored = log_p.clamp_min(torch.finfo(log_p.dtype).min)
     with torch.autocast(log_p.device.type, enabled=False):  # which would sum in half precision
-        negative: Tensor = torch.linalg.vecdot(log_p.exp(), floored)  # (...)
+        negative: Tensor = torch.linalg.vecdot(p, floored)  # (...)
     # Subtracted from zero, because negating a certain token's 0 would print as −0.
     return 0.0 - negative
 

@@ -32,7 +32,7 @@ from i2b_lpo.ib import kept_share, renormalise
 from i2b_lpo.metrics import rep_n
 from i2b_lpo.policy import Policy, save_policy
 from i2b_lpo.samples import samples_of
-from i2b_lpo.scoring import filter_traces, score_traces
+from i2b_lpo.scoring import check_names, filter_traces, score_traces
 from i2b_lpo.steering import Steering, load_steering
 from i2b_lpo.tasks import Task
 from i2b_lpo.trace import Trace
@@ -189,8 +189,10 @@ def train(
     policy as a Hugging Face folder `policy/`. `on_step` sees each step's whole record.
 
     Raises:
-        ValueError: the branches need latents and there are none; names the command to make them.
+        ValueError: an unknown name in `config`, or the branches need latents and there are none:
+            the message holds the command that makes them.
     """
+    check_names(config.ib)
     if steering is None and config.branch.samples and config.branch.fusion != "none":
         steering = load_steering(policy, config.branch.latents or None)
     learner = build_learner(policy, config, steering=steering)
