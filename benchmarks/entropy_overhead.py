@@ -34,8 +34,8 @@ WITH, WITHOUT = "with entropy", "without entropy"
 QWEN_VOCABULARY = 151936
 
 
-def no_entropy(log_p: Tensor) -> Tensor:
-    """In place of `token_entropy`."""
+def no_entropy(log_p: Tensor, _: Tensor) -> Tensor:
+    """In place of `expected_surprisal`."""
     return log_p.new_zeros(log_p.shape[:-1])
 
 
@@ -55,7 +55,7 @@ def contenders(
         )
 
     def without() -> loop.Decoded:
-        with mock.patch.object(loop, "token_entropy", no_entropy):
+        with mock.patch.object(loop, "expected_surprisal", no_entropy):
             return run()
 
     return {WITH: run, WITHOUT: without}

@@ -54,7 +54,8 @@ class TokenScorer(nn.Module):
         """See `i2b_lpo.logprobs.policy_logprobs`."""
         injection = None
         if self.fusion is not None and batch.z is not None:
-            injection = self.fusion(batch.z, self.strength)
+            dtype = next(self.fusion.parameters()).dtype
+            injection = self.fusion(batch.z.to(dtype), self.strength)
         return policy_logprobs(
             self.model,
             batch.input_ids,
