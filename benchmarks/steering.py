@@ -40,7 +40,7 @@ from i2b_lpo.train_latents import Example, collect, next_strategy, steering_repo
 from i2b_lpo.verify import verify_batch
 
 RESULTS = Path(__file__).parent / "results"
-MAX_NEW_TOKENS, LEAST = 160, 50
+MAX_NEW_TOKENS, EACH, LEAST = 160, 250, 50
 
 
 def continue_from(
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--policy", default="tiny-grpo")
     parser.add_argument("--latents", default=None, help="folder; default: the bundled ones")
-    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -95,7 +95,7 @@ def main() -> None:
     rng = torch.Generator().manual_seed(0)
     by_label: dict[str, list[Example]] = defaultdict(list)
     for i in torch.randperm(len(chosen), generator=rng).tolist():
-        if len(by_label[chosen[i].label]) < 120:
+        if len(by_label[chosen[i].label]) < EACH:
             by_label[chosen[i].label].append(chosen[i])
     chosen = [e for rows in by_label.values() for e in rows]
     prefixes = [e.prefix for e in chosen]
