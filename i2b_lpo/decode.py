@@ -105,7 +105,7 @@ class _Rows:
     def read(self, model: Any, ids: Tensor, position: Tensor, columns: int) -> Tensor:
         """Read the tokens `ids` (b, T); logits after the last of them, (b, V)."""
         mask, injection = self.mask[:, :columns], self.injection
-        since = torch.full(ids.shape, float(self.since), device=ids.device)
+        since = torch.full(ids.shape, self.since, device=ids.device)
         log_gamma = since if injection is None else injection.strength.log_gamma(since)
         if injection is not None and injection.keys is not None:
             mask = slot_mask(mask, log_gamma, model.dtype)
@@ -160,14 +160,18 @@ def _draw(probs: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cdf, at, right=True)[:, 0]
 
 
-def _check(policy: Policy, sampling: Sampling, longest: int, generator: object | None) -> None:
+def _check(
+    policy: Policy, sampling: Sampling, sizes: Sequence[tuple[int, int]], generator: object | None
+) -> None:
+    """Refuse what can't be decoded; `sizes`: tokens of each row at hand, and the most new ones."""
     if generator is None and sampling.temperature != 0:
         raise ValueError("Sampling needs a torch.Generator; pass generator= or temperature=0.")
     room = policy.model.config.max_position_embeddings
-    if longest > room:
+    before, new = max(sizes, key=sum)
+    if before + new > room:
         raise ValueError(
-            f"A prompt of {longest - sampling.max_new_tokens} tokens and {sampling.max_new_tokens} "
-            f"new ones exceed the {room} positions of {policy.name}; shorten one of them."
+            f"A prompt of {before} tokens and {new} new ones exceed the {room} positions of "
+            f"{policy.name}; shorten one of them."
         )
     if policy.model.training and policy.model.is_gradient_checkpointing:
         # transformers would drop the cache with a warning: a step would see its last token alone.
@@ -211,7 +215,7 @@ def decode(
     if samples < 1:
         raise ValueError(f"samples is {samples}; give at least 1.")
     width = sampling.max_new_tokens
-    _check(policy, sampling, max(map(len, prompts)) + width, generator)
+    _check(policy, sampling, [(len(prompt), width) for prompt in prompts], generator)
     ids, mask = (t.to(policy.device) for t in left_pad(prompts, policy.pad_id))
     position = mask.cumsum(-1) - 1
     rows = _Rows(new_cache(), mask, position)
@@ -260,8 +264,8 @@ def decode_branches(
     if len(limits) != len(prefixes) or min(limits) < 1 or samples < 1:
         raise ValueError("Give each prefix a limit of at least 1 token, and at least 1 sample.")
     width = min(max(limits), sampling.max_new_tokens)
-    longest = max(len(p.ids) + min(n, width) for p, n in zip(prefixes, limits, strict=True))
-    _check(policy, sampling, longest, generator)
+    sizes = [(len(p.ids), min(n, width)) for p, n in zip(prefixes, limits, strict=True)]
+    _check(policy, sampling, sizes, generator)
     if injection is not None:
         check_injectable(policy.model, injection)
     read = [prefix.read.crop(len(prefix.ids) - 1) for prefix in prefixes]

@@ -210,8 +210,8 @@ def policy_logprobs(
         vocab_size: size of the tokenizer's vocabulary, without padded ids.
         injection: what z became, one row a sequence; None for π without z.
         since: s of each row, tokens since its fork, negative before it, (B, T); with `injection`.
-        hold: keeps z in the model until it is closed. Gradient checkpointing needs it, because it
-            computes the layers again in the backward pass.
+        hold: keeps z in the model until it is closed; one for each pass. Gradient checkpointing
+            needs it, because it computes the layers again in the backward pass.
         chunk: logits held at a time, see `chunked_logprobs`.
 
     Returns:

@@ -248,6 +248,11 @@ def _refuse_non_finite(learner: Learner, step: int, tensors: dict[str, Tensor]) 
 
 def _take_step(learner: Learner, step: int) -> float:
     """Clip the gradient, refuse one that isn't finite, step; returns the norm before clipping."""
+    if not learner.accelerator.sync_gradients:  # one state per process: other code may have set it
+        raise RuntimeError(
+            "accelerate is in the middle of accumulating gradients, so the optimizer would do "
+            "nothing; end the other training's accumulate() block first."
+        )
     settings = learner.config.optimizer
     named = learner.scorer.named_parameters()
     gradients = {f"gradient of {n}": p.grad for n, p in named if p.grad is not None}

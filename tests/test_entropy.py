@@ -1,4 +1,4 @@
-"""Token entropy against a loop in Python floats, and the properties every entropy has."""
+"""Token entropy against a loop in Python floats, the properties every entropy has, and forks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from i2b_lpo.entropy import token_entropy
+from i2b_lpo.entropy import FORK_RULES, choose_fork, token_entropy, top_fraction
 
 
 def slow_entropy(logits: list[float]) -> float:
@@ -106,3 +106,96 @@ def test_vocab_size_out_of_range(vocab_size: int) -> None:
 def test_not_logits(logits: Tensor) -> None:
     with pytest.raises(ValueError, match="floating-point logits"):
         token_entropy(logits)
+
+
+# --- forks ----------------------------------------------------------------------------------------
+
+rollouts = st.lists(st.sampled_from([0.0, 0.5, 1.0]) | st.floats(0.0, 6.0), min_size=1, max_size=60)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rollouts, st.sampled_from([0.05, 0.1, 1 / 3, 0.5, 1.0]))
+def test_omega_holds_the_highest_entropies_and_of_equal_ones_the_earlier(
+    entropies: list[float], fraction: float
+) -> None:
+    omega = top_fraction(entropies, fraction)
+    # ⌈fraction·T⌉ without the rounding of floats
+    shares = {0.05: 20, 0.1: 10, 1 / 3: 3, 0.5: 2, 1.0: 1}
+    assert len(omega) == -(-len(entropies) // shares[fraction])
+    assert omega == sorted(set(omega))
+    left = [t for t in range(len(entropies)) if t not in omega]
+    for t in omega:
+        for other in left:
+            assert entropies[t] > entropies[other] or (
+                entropies[t] == entropies[other] and t < other
+            )
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(1, 1), (19, 1), (20, 1), (21, 2), (100, 5)])
+def test_five_percent_is_at_least_one_token_and_rounds_up(tokens: int, expected: int) -> None:
+    assert len(top_fraction([0.1] * tokens)) == expected
+
+
+def test_the_first_token_of_the_answer_can_be_the_fork() -> None:
+    assert top_fraction([2.0, 0.1, 0.3]) == [0]
+    assert choose_fork([2.0, 0.1, 0.3], generator=seeded()) == 0
+    assert choose_fork([0.0], generator=seeded()) == 0
+
+
+def test_candidates_by_rule() -> None:
+    entropies = [0.5, 2.0, 0.1, 1.0, 2.0]
+    assert list(FORK_RULES) == ["top_fraction", "argmax", "uniform"]
+    found = {name: rule(entropies, 0.4) for name, rule in FORK_RULES.items()}
+    assert found == {"top_fraction": [1, 4], "argmax": [1], "uniform": [0, 1, 2, 3, 4]}
+
+
+@pytest.mark.parametrize("rule", FORK_RULES)
+def test_the_fork_is_uniform_over_the_candidates(rule: str) -> None:
+    entropies = [0.5, 2.0, 0.1, 1.0, 2.0, 0.7]
+    generator, count = seeded(3), 3000
+    drawn = [choose_fork(entropies, rule, fraction=0.5, generator=generator) for _ in range(count)]
+    omega = FORK_RULES[rule](entropies, 0.5)
+    assert set(drawn) == set(omega)
+    for t in omega:
+        # 5 standard deviations of a binomial count
+        share = 1 / len(omega)
+        assert abs(drawn.count(t) - count * share) <= 5 * math.sqrt(count * share * (1 - share))
+
+
+def test_the_default_rule_and_fraction_are_the_papers() -> None:
+    entropies = [float(t % 37) for t in range(100)]
+    drawn = {choose_fork(entropies, generator=seeded(seed)) for seed in range(200)}
+    assert drawn == set(top_fraction(entropies, 0.05)) == {35, 36, 72, 73, 34}
+
+
+def test_one_generator_gives_one_fork() -> None:
+    entropies = [0.1] * 50
+    one, again = (
+        [choose_fork(entropies, "uniform", generator=g) for _ in range(9)]
+        for g in (seeded(7), seeded(7))
+    )
+    assert one == again
+    assert len(set(one)) > 5
+
+
+@pytest.mark.parametrize(
+    ("entropies", "rule", "fraction", "message"),
+    [
+        ([0.1], "highest", 0.05, "Unknown fork rule 'highest'; choose one of top_fraction, argmax"),
+        ([], "top_fraction", 0.05, "at least one token and a fraction above 0"),
+        ([], "argmax", 0.05, "at least one token"),
+        ([], "uniform", 0.05, "at least one token"),
+        ([0.1], "top_fraction", 0.0, "got 1 tokens and 0.0"),
+        ([0.1], "top_fraction", 1.01, "got 1 tokens and 1.01"),
+        ([0.1], "top_fraction", math.nan, "fraction above 0 and up to 1"),
+    ],
+)
+def test_forks_that_cant_be_chosen(
+    entropies: list[float], rule: str, fraction: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose_fork(entropies, rule, fraction=fraction, generator=seeded())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2b_lpo.trace import Question, Rollout, Trace, read_traces, write_traces
+from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace, read_traces, write_traces
 
 ROOT = Path(__file__).parents[1]
 # The second has lone surrogates, NUL, right-to-left marks, line separators and markup.
@@ -244,6 +245,172 @@ def test_html_shows_model_text_as_text() -> None:
     shown = trace("<script>alert('&')</script>")._repr_html_()
     assert "<script>" not in shown
     assert "&lt;script&gt;" in shown
+
+
+# --- trees ----------------------------------------------------------------------------------------
+
+
+def row(ids: str, branch: Branch | None = None, **changes: Any) -> Rollout:
+    """A trajectory whose tokens are letters; each has an entropy of its own."""
+    numbers = tuple(float(ord(c) % 7) for c in ids)
+    values: dict[str, Any] = {
+        "ids": tuple(map(ord, ids)),
+        "pieces": tuple(ids),
+        "entropies": numbers,
+        "logprobs": numbers,
+        "logprobs_t1": numbers,
+        "text": ids,
+        "finished": True,
+        "branch": branch,
+    }
+    return Rollout(**values | changes)
+
+
+def tree(**changes: Any) -> Trace:
+    """Two roots, K = 2 branches each, and two branches of the first branch; the prompt has 2."""
+    rollouts = (
+        row("abcd"),
+        row("xyz"),
+        row("abEF", Branch(0, 4, "psa", (0.5, 1 / 3), 0.9, 8.0, 1)),
+        row("abG", Branch(0, 4, "psa", (-0.0, 5e-324), 0.9, None, 1)),
+        row("HI", Branch(1, 2)),
+        row("J", Branch(1, 2)),
+        row("abEK", Branch(2, 5, round=2), reward=0.0, reason="different"),
+        row("abELM", Branch(2, 5, round=2), score=Score(-0.25, 0.5, 0.75), kept=False),
+    )
+    return replace(trace(rollouts=rollouts), **changes)
+
+
+def test_a_trajectory_starts_where_its_prefix_ends() -> None:
+    grown = tree()
+    assert [grown.start(i) for i in range(8)] == [0, 0, 2, 2, 0, 0, 3, 3]
+    own = [r.text[grown.start(i) :] for i, r in enumerate(grown.rollouts)]
+    assert own == ["abcd", "xyz", "EF", "G", "HI", "J", "K", "LM"]
+    assert grown.new_tokens() == sum(map(len, own)) == 16
+    assert replace(grown, rollouts=()).new_tokens() == 0
+    assert trace().new_tokens() == 6
+
+
+def test_branch_sets_are_the_branches_of_one_fork() -> None:
+    assert tree().branch_sets() == [[2, 3], [4, 5], [6, 7]]
+    assert trace().branch_sets() == []
+    # Two forks of one trajectory are two sets.
+    two = replace(
+        tree(), rollouts=(row("abcd"), row("aX", Branch(0, 3)), row("abcX", Branch(0, 5)))
+    )
+    assert two.branch_sets() == [[1], [2]]
+    # Nor do forks at one depth of two trajectories make one set.
+    two = replace(
+        tree(),
+        rollouts=(row("ab"), row("cd"), row("aX", Branch(0, 3)), row("cX", Branch(1, 3))),
+    )
+    assert two.branch_sets() == [[2], [3]]
+
+
+def test_a_tree_survives_the_file_exactly(tmp_path: Path) -> None:
+    read = there_and_back(tmp_path / "t.jsonl", tree())
+    assert read == [tree()]
+    assert repr(read) == repr([tree()])
+    (grown,) = read
+    assert isinstance(grown.rollouts[2].branch, Branch)
+    assert type(grown.rollouts[2].branch.z) is tuple
+    assert isinstance(grown.rollouts[7].score, Score)
+    assert [r.kept for r in grown.rollouts] == [True] * 7 + [False]
+    assert hash(grown.rollouts[7]) == hash(tree().rollouts[7])
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(floats, max_size=4).map(tuple),
+    st.sampled_from(["none", "psa", "input"]),
+    floats,
+    st.none() | floats,
+    st.none() | st.builds(Score, floats, floats, floats),
+    st.booleans(),
+)
+def test_any_branch_survives_the_file_exactly(
+    tmp_path_factory: pytest.TempPathFactory,
+    z: tuple[float, ...],
+    fusion: str,
+    gamma: float,
+    decay: float | None,
+    score: Score | None,
+    kept: bool,
+) -> None:
+    branch = row("aZ", Branch(0, 3, fusion, z, gamma, decay, 2), score=score, kept=kept)
+    one = replace(tree(), rollouts=(row("ab"), branch))
+    read = there_and_back(tmp_path_factory.getbasetemp() / "branch.jsonl", one)
+    assert repr(read) == repr([one])
+
+
+def test_a_trace_saved_before_there_were_trees_can_be_read() -> None:
+    saved = trace().to_json()
+    for rollout_row in saved["rollouts"]:
+        for name in ("branch", "score", "kept"):
+            del rollout_row[name]
+    assert Trace.from_json(saved) == trace()
+
+
+@pytest.mark.parametrize(
+    ("branch", "ids", "message"),
+    [
+        (Branch(0, 1), "abX", "Trajectory 1 can't be a branch of 0 at p=1; parents come first"),
+        (Branch(0, 6), "abX", "p lies between the prompt's end and the trajectory's"),
+        (Branch(1, 3), "abX", "can't be a branch of 1"),
+        (Branch(2, 3), "abX", "can't be a branch of 2"),
+        (Branch(-1, 3), "abX", "can't be a branch of -1"),
+        (Branch(0, 4), "aXY", "Trajectory 1 doesn't begin with its parent's tokens"),
+        (Branch(0, 7), "abcdeX", "doesn't begin with its parent's tokens"),
+    ],
+)
+def test_what_is_no_tree_is_refused(branch: Branch, ids: str, message: str, tmp_path: Path) -> None:
+    parent, child = row("abcd"), row(ids, branch)
+    with pytest.raises(ValueError, match=message) as caught:
+        replace(trace(), rollouts=(parent, child, row("abcd")))
+    assert "\n" not in str(caught.value)
+    # ... and in a file by its line
+    saved = replace(trace(), rollouts=(parent, replace(child, branch=None))).to_json()
+    saved["rollouts"][1]["branch"] = dataclasses.asdict(branch)
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(saved) + "\n", encoding="ascii")
+    with pytest.raises(ValueError, match=r"mine\.jsonl, line 1: Trajectory 1 "):
+        list(read_traces(path))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("branch", {"parent": 0}),
+        ("branch", {"parent": 0, "p": 4}),
+        ("branch", {"parent": 0, "p": 4, "z": None}),
+        ("branch", {"parent": 0, "p": 4, "z": [], "unknown": 1}),
+        ("branch", [0, 4]),
+        ("score", {"value": 1.0}),
+        ("score", {"value": 1.0, "answer": 1.0, "cost": 0.0, "more": 1}),
+        ("score", 1.0),
+    ],
+)
+def test_a_branch_or_score_that_is_none_is_refused(field: str, value: Any) -> None:
+    saved = json.loads(json.dumps(tree().to_json()))
+    saved["rollouts"][2][field] = value
+    with pytest.raises(ValueError, match="Not a saved trace"):
+        Trace.from_json(saved)
+
+
+def test_a_tree_shows_each_branch_under_its_parent() -> None:
+    assert str(tree()).splitlines() == [
+        "Split 14  (answer 322)",
+        "  [0] 4 tokens, mean H 2.250 nat, not verified",
+        "    [2] from token 2 2 tokens, mean H 3.000 nat, not verified",
+        f"      [6] from token 3 1 tokens, mean H {ord('K') % 7:.3f} nat, different",
+        f"      [7] from token 3 2 tokens, mean H {(ord('L') % 7 + ord('M') % 7) / 2:.3f} nat, "
+        "not verified, S_IB -0.250, pruned",
+        f"    [3] from token 2 1 tokens, mean H {ord('G') % 7:.3f} nat, not verified",
+        "  [1] 3 tokens, mean H 2.000 nat, not verified",
+        f"    [4] from token 0 2 tokens, mean H {(ord('H') % 7 + ord('I') % 7) / 2:.3f} nat, "
+        "not verified",
+        f"    [5] from token 0 1 tokens, mean H {ord('J') % 7:.3f} nat, not verified",
+    ]
 
 
 def test_records_cant_be_changed() -> None:

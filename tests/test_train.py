@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import i2b_lpo.rollout
 import i2b_lpo.train
 import i2b_lpo.update
+from i2b_lpo.branching import grow_trees
 from i2b_lpo.config import GRPOConfig, OptimizerConfig, RolloutConfig, RunConfig
 from i2b_lpo.decode import Sampling
 from i2b_lpo.grpo import VARIANTS, loss_normaliser, policy_loss
@@ -607,12 +608,12 @@ def test_a_missing_or_infinite_reward_is_refused(
     before = parameters(learner.policy)
 
     def broken(*arguments: Any, **settings: Any) -> list[Trace]:
-        traces = roll_out(*arguments, **settings)
+        traces = grow_trees(*arguments, **settings)
         first, *rest = traces[1].rollouts
         traces[1] = replace(traces[1], rollouts=(replace(first, reward=reward), *rest))
         return traces
 
-    monkeypatch.setattr(i2b_lpo.train, "roll_out", broken)
+    monkeypatch.setattr(i2b_lpo.train, "grow_trees", broken)
     with pytest.raises(FloatingPointError, match=rf"Step 7: the reward of question 29 is {reward}"):
         train_step(learner, FakeTask(), 7)
     assert untouched(learner, before)
@@ -924,6 +925,7 @@ def test_a_run_writes_settings_metrics_and_a_policy(tmp_path: Path) -> None:
     nested: dict[str, Any] = {
         "rollout": RolloutConfig(**saved.pop("rollout")),
         "branch": type(config.branch)(**saved.pop("branch")),
+        "ib": type(config.ib)(**saved.pop("ib")),
         "grpo": GRPOConfig(**saved.pop("grpo")),
         "optimizer": OptimizerConfig(**saved.pop("optimizer")),
         "evaluation": type(config.evaluation)(**saved.pop("evaluation")),
@@ -1074,3 +1076,15 @@ def test_bfloat16_passes_train_float32_weights() -> None:
         not torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True)
     ]
     assert all(p.dtype == torch.float32 for p in policy.model.parameters()) and all(changed)
+
+
+def test_a_step_that_accelerate_would_skip_is_refused() -> None:
+    learner = learner_of()
+    before = parameters(learner.policy)
+    learner.accelerator.gradient_state._set_sync_gradients(False)
+    try:
+        with pytest.raises(RuntimeError, match="end the other training's accumulate"):
+            update(learner, scored(learner.policy, SMALL))
+    finally:
+        learner.accelerator.gradient_state._set_sync_gradients(True)
+    assert same_bits(before, parameters(learner.policy))
