@@ -11,7 +11,7 @@ from i2b_lpo.trace import Rollout, Trace
 from i2b_lpo.views.base import DIVERGING, INK, MUTED, NEUTRAL, STYLES, View, heading, shade, styled
 from i2b_lpo.views.text import escape, number, signed
 
-__all__ = ["group_advantages"]
+__all__ = ["group_advantages", "reward_sign"]
 
 
 def group_advantages(trace: Trace, advantages: Sequence[float]) -> View:
@@ -30,7 +30,7 @@ def group_advantages(trace: Trace, advantages: Sequence[float]) -> View:
             f"A group needs one finite advantage for each rollout, got {len(advantages)} for "
             f"{count} rollouts."
         )
-    signs = [_sign(rollout) for rollout in trace.rollouts]
+    signs = [reward_sign(rollout) for rollout in trace.rollouts]
     shown = [signed(a, 2) for a in advantages]
     lengths = [len(rollout) for rollout in trace.rollouts]
     reach = max(0.5, *map(abs, advantages))
@@ -104,7 +104,7 @@ def group_advantages(trace: Trace, advantages: Sequence[float]) -> View:
     )
 
 
-def _sign(rollout: Rollout) -> tuple[str, str]:
+def reward_sign(rollout: Rollout) -> tuple[str, str]:
     """The reward as a sign, and the sign's colour."""
     if rollout.reward is None:
         return "?", MUTED

@@ -6,6 +6,7 @@ import textwrap
 import unicodedata
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -14,7 +15,7 @@ from i2b_lpo.trace import Rollout, Trace
 from i2b_lpo.views.base import INK, MONO, MUTED, SEQUENTIAL, View, ink, shade, styled
 from i2b_lpo.views.text import escape, number, visible
 
-__all__ = ["entropy_strip"]
+__all__ = ["BRIGHTEST", "entropy_scale", "entropy_strip", "token_text"]
 
 BRIGHTEST = 1.5  # nat; the same colour means the same entropy in every strip
 WRAP = 60  # characters in a row
@@ -41,7 +42,7 @@ def entropy_strip(trace: Trace, index: int = 0, *, threshold: float = FORK) -> V
     rollout = trace.rollouts[index]
     if not len(rollout):
         raise ValueError(f"Rollout {index} has no tokens to draw; choose another one.")
-    glyphs = [_glyphs(piece) for piece in rollout.pieces]
+    glyphs = [token_text(piece) for piece in rollout.pieces]
     widths = [_width(glyph) for glyph in glyphs]
     places, lines = _places(rollout.pieces, widths)
     forks = [t for t, h in enumerate(rollout.entropies) if h > threshold]
@@ -82,26 +83,7 @@ def entropy_strip(trace: Trace, index: int = 0, *, threshold: float = FORK) -> V
         hoverinfo="skip",
         showlegend=True,
     )
-    figure.add_scatter(  # no points, only the scale
-        x=[None],
-        y=[None],
-        mode="markers",
-        marker={
-            "color": [0],
-            "colorscale": SEQUENTIAL,
-            "cmin": 0,
-            "cmax": BRIGHTEST,
-            "colorbar": {
-                "title": {"text": "H (nat)", "side": "top"},
-                "tickvals": LEVELS,
-                "ticktext": [*(f"{level:g}" for level in LEVELS[:-1]), f"≥ {BRIGHTEST}"],
-                "thickness": 14,
-                "len": 1,
-                "outlinewidth": 0,
-            },
-        },
-        showlegend=False,
-    )
+    entropy_scale(figure)
     first = {row: t for t, (_, row) in reversed(list(enumerate(places)))}
     question = textwrap.wrap(visible(trace.question.text, 300), 90)
     title = "<br>".join([*map(escape, question), f"rollout {index}, {_verdict(rollout)}"])
@@ -136,7 +118,33 @@ def entropy_strip(trace: Trace, index: int = 0, *, threshold: float = FORK) -> V
     )
 
 
-def _glyphs(piece: str) -> str:
+def entropy_scale(figure: go.Figure, **colorbar: Any) -> None:
+    """Add the scale of the entropy colours, the same in every figure."""
+    figure.add_scatter(  # no points, only the scale
+        x=[None],
+        y=[None],
+        mode="markers",
+        marker={
+            "color": [0],
+            "colorscale": SEQUENTIAL,
+            "cmin": 0,
+            "cmax": BRIGHTEST,
+            "colorbar": {
+                "title": {"text": "H (nat)<br> ", "side": "top", "font": {"size": 13}},
+                "tickvals": LEVELS,
+                "ticktext": [*(f"{level:g}" for level in LEVELS[:-1]), f"≥ {BRIGHTEST}"],
+                "thickness": 14,
+                "len": 1,
+                "outlinewidth": 0,
+            }
+            | colorbar,
+        },
+        showlegend=False,
+    )
+
+
+def token_text(piece: str) -> str:
+    """A token as plain text that shows its blanks."""
     return visible(piece, 24).replace(" ", "␣") or "∅"
 
 
