@@ -192,7 +192,7 @@ def _train(arguments: argparse.Namespace) -> None:
 def _train_latents(arguments: argparse.Namespace) -> None:
     from i2b_lpo.config import LatentConfig
     from i2b_lpo.policy import load_policy
-    from i2b_lpo.steering import save_steering
+    from i2b_lpo.steering import new_steering, save_steering
     from i2b_lpo.tasks import load_task
     from i2b_lpo.train_latents import collect, steering_report, train_latents
 
@@ -202,6 +202,7 @@ def _train_latents(arguments: argparse.Namespace) -> None:
     config = LatentConfig(**given)
     task = load_task(arguments.task, path=arguments.data)
     policy = load_policy(arguments.policy, device=arguments.device)
+    new_steering(policy, d_z=config.d_z, fusion=config.fusion)  # refuses before minutes are spent
     source = load_policy(config.source, device=arguments.device) if config.source else policy
     examples, tokens = collect(source, task, config)
     steering = train_latents(policy, examples, config)

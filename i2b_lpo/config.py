@@ -280,7 +280,7 @@ class LatentConfig:
     fusion_first: float = 0.5
     free_bits: float = 0.1
     gamma: float = 1.0
-    decay: float | None = 1.0
+    decay: float | None = 0.5
 
     def __post_init__(self) -> None:
         for name in ("d_z", "questions", "samples", "forks", "horizon", "steps", "batch"):

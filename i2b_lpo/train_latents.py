@@ -8,6 +8,7 @@ Generator solutions are never used: a latent learns from what the policy itself 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -48,6 +49,7 @@ __all__ = [
     "train_latents",
 ]
 
+LEAST = 5  # examples of a strategy below which it is left out of I(z; strategy)
 SELECTOR_BATCH = 256
 FUSION_RATE = 10  # the projections of z start small and have far to go: they learn this much faster
 CLUSTERS = 8  # kinds of continuation told apart where a task has no labeller
@@ -333,7 +335,9 @@ def steering_report(
         "active_units": int(active_units(posterior.mean).sum()),
         "d_z": steering.cvae.d_z,
     }
-    kept = [i for i, e in enumerate(examples) if e.label]
+    # The estimate needs a few examples of each strategy.
+    number = Counter(e.label for e in examples)
+    kept = [i for i, e in enumerate(examples) if e.label and number[e.label] >= LEAST]
     if kept:
         labels = [examples[i].label for i in kept]
         z = drawn["posterior"][kept]
