@@ -25,6 +25,7 @@ from i2b_lpo import cli
 from i2b_lpo.cli import main
 from i2b_lpo.config import PRESETS, EvaluationConfig, RolloutConfig, RunConfig
 from i2b_lpo.policy import BUNDLED, Policy, load_policy, save_policy
+from i2b_lpo.steering import new_steering, save_steering
 from i2b_lpo.trace import read_traces
 
 COMMANDS = ("tour", "train", "evaluate", "rollout", "pretrain", "info", "notebooks", "export")
@@ -210,21 +211,59 @@ def test_pretrain_writes_a_policy_of_the_bundled_task(
     assert 300 < load_policy(tmp_path / "p").vocab_size <= 420
 
 
-def test_tour_writes_a_page(small: RunConfig, tmp_path: Path, capsys: Capture) -> None:
-    output = tmp_path / "tour"
+@pytest.fixture
+def touring(small: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder to start a small tour in: groups of four, as M(1+K) needs. It has no latents."""
+    rollout = replace(small.rollout, samples=4)
+    monkeypatch.setitem(PRESETS, "tiny", replace(small, rollout=rollout))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_tour_trains_two_ways_and_writes_a_page(
+    touring: Path, policy: str, capsys: Capture
+) -> None:
+    latents = touring / f"{policy.replace('/', '--')}-latents"
+    save_steering(new_steering(load_policy(policy), d_z=4), latents)
+    output = touring / "tour"
+    (output / "grpo").mkdir(parents=True)
+    for old in (output / "index.html", output / "before.json", output / "grpo" / "metrics.jsonl"):
+        old.write_text("of an earlier tour", encoding="utf-8")
     assert run("tour", "--output", output, "--steps", 2) == 0
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1] == f"Page: {output / 'index.html'} (open it in a browser)"
-    assert "pass@1" in shown
-    assert (output / "index.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    assert len(lines(output / "metrics.jsonl")) == 2
-    for name in ("before", "after"):
-        result = json.loads((output / f"{name}.json").read_text(encoding="utf-8"))
+    head = next(line for line in shown.splitlines() if "paired" in line)
+    assert head.split()[:3] == ["base", "GRPO", "I²B-LPO"]
+    assert "pass@1" in shown and "Tokens generated in training: GRPO " in shown
+    page = (output / "index.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>") and 'id="tree"' in page and 'id="scatter"' in page
+    questions = []
+    for name, where in (
+        ("before", output),
+        ("after", output / "grpo"),
+        ("after", output / "i2b-lpo"),
+    ):
+        result = json.loads((where / f"{name}.json").read_text(encoding="utf-8"))
         assert (result["questions"], result["samples"]) == (3, 2)
-        traces = list(read_traces(output / f"traces_{name}.jsonl"))
+        traces = list(read_traces(where / f"traces_{name}.jsonl"))
         assert [t.question.task for t in traces] == ["shop"] * 3
-    assert run("tour", "--output", output, "--steps", 1) == 0, "a tour replaces an earlier one"
-    assert len(lines(output / "metrics.jsonl")) == 1
+        assert all(r.branch is None for t in traces for r in t.rollouts), "measured without z"
+        questions.append([t.question for t in traces])
+    assert questions[0] == questions[1] == questions[2]
+    spent = {}
+    for folder, roots in (("grpo", 4), ("i2b-lpo", 1)):
+        rows = lines(output / folder / "metrics.jsonl")
+        assert [row["step"] for row in rows] == [0, 1]
+        spent[folder] = f"{sum(row['new_tokens'] for row in rows):,.0f}"
+        config = json.loads((output / folder / "config.json").read_text(encoding="utf-8"))
+        assert config["rollout"]["samples"] == roots
+    said = f"GRPO generated {spent['grpo']} tokens and I²B-LPO {spent['i2b-lpo']},"
+    assert said in page
+
+
+def test_tour_needs_latents_before_it_does_anything(touring: Path, capsys: Capture) -> None:
+    refused(capsys, "make them with: i2b-lpo train-latents --policy", "tour", "--output", "tour")
+    assert not (touring / "tour").exists()
 
 
 def test_info_tells_versions_and_presets(capsys: Capture) -> None:

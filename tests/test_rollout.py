@@ -71,7 +71,8 @@ def test_texts_pieces_numbers_and_verdicts_belong_together(monkeypatch: pytest.M
     sampling, generator = Sampling(30, 0.8, 0.9), seeded()
     traces = roll_out(policy, questions, sampling, samples=2, generator=generator)
     (((_, prompts, used), settings),) = calls
-    assert (used, settings) == (sampling, {"samples": 2, "generator": generator})
+    expected = {"samples": 2, "generator": generator, "keep_read": False}
+    assert (used, settings) == (sampling, expected)
     assert [t.question for t in traces] == questions
     assert [list(t.prompt_ids) for t in traces] == prompts
     assert prompts == [policy.prompt_ids(q.text) for q in questions]

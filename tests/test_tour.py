@@ -1,0 +1,162 @@
+"""Two trainings side by side: the same as alone, and none is left over however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_policy
+
+from i2b_lpo.config import EvaluationConfig, IBConfig, RolloutConfig, RunConfig
+from i2b_lpo.policy import load_policy, save_policy
+from i2b_lpo.steering import new_steering, save_steering
+from i2b_lpo.tasks import load_task
+from i2b_lpo.tour import FIRST_STEP, train_side_by_side
+from i2b_lpo.trace import read_traces
+from i2b_lpo.train import train
+
+ENDLESS = 100_000  # steps
+PATIENCE = 240.0  # seconds, on a very busy machine
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a policy and its latents."""
+    folder = tmp_path_factory.mktemp("home")
+    policy = tiny_policy(max_position_embeddings=512)
+    save_policy(policy, folder / "policy")
+    torch.manual_seed(0)
+    save_steering(new_steering(policy, d_z=4), folder / "latents")
+    return folder
+
+
+def both(home: Path, steps: int = 2) -> dict[str, RunConfig]:
+    settings = RunConfig(
+        policy=str(home / "policy"),
+        steps=steps,
+        questions=2,
+        rollout=RolloutConfig(samples=4, max_new_tokens=6),
+        evaluation=EvaluationConfig(questions=3, samples=2),
+    )
+    ours = settings.with_method("i2b-lpo")
+    ours = replace(ours, branch=replace(ours.branch, latents=str(home / "latents")))
+    return {"GRPO": settings.with_method("grpo"), "I²B-LPO": ours}
+
+
+def without_seconds(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if not k.endswith("_seconds")} for row in rows]
+
+
+def test_side_by_side_each_trains_as_it_would_alone(home: Path, tmp_path: Path) -> None:
+    configs = both(home)
+    records = train_side_by_side(configs, tmp_path)
+    assert multiprocessing.active_children() == []
+    assert list(records) == ["GRPO", "I²B-LPO"]
+    for (name, config), folder in zip(configs.items(), ("grpo", "i2b-lpo"), strict=True):
+        policy = load_policy(config.policy)
+        alone = train(config, policy, load_task(config.task), progress=False)
+        assert without_seconds(records[name]) == without_seconds(alone), name
+        output = tmp_path / folder
+        assert json.loads((output / "config.json").read_text("utf-8")) == config.to_json()
+        lines = (output / "metrics.jsonl").read_text("ascii").splitlines()
+        assert list(map(json.loads, lines)) == records[name]
+        trained = load_policy(output / "policy").model.state_dict()
+        assert all(trained[key].equal(w) for key, w in policy.model.state_dict().items())
+        traces = list(read_traces(output / FIRST_STEP))
+        assert [len(trace.rollouts) for trace in traces] == [4, 4]
+        assert [len(trace.meta["advantages"]) for trace in traces] == [4, 4]
+    asked = [[t.question for t in read_traces(p)] for p in tmp_path.glob(f"*/{FIRST_STEP}")]
+    assert len(asked) == 2 and asked[0] == asked[1], "both learn from the same questions"
+
+
+def in_time(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and not condition():
+        time.sleep(0.05)
+    return condition()
+
+
+def test_if_one_fails_the_other_is_ended_and_one_sentence_says_why(
+    home: Path, tmp_path: Path
+) -> None:
+    configs = both(home, ENDLESS)
+    broken = replace(configs["I²B-LPO"], ib=IBConfig(estimator="tea leaves"))
+    with pytest.raises(ChildProcessError) as error:
+        train_side_by_side(configs | {"I²B-LPO": broken}, tmp_path)
+    assert multiprocessing.active_children() == []
+    said = str(error.value)
+    assert said.startswith("Training by I²B-LPO failed: ") and "tea leaves" in said
+    assert said.endswith(". Training by GRPO was ended.") and "\n" not in said
+
+
+def test_a_killed_training_is_noticed(home: Path, tmp_path: Path) -> None:
+    metrics = tmp_path / "grpo" / "metrics.jsonl"
+
+    def kill() -> None:
+        if in_time(lambda: metrics.is_file() and metrics.stat().st_size > 0):
+            (child,) = (c for c in multiprocessing.active_children() if c.name == "GRPO")
+            child.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(ChildProcessError, match=r"by GRPO failed: .*signal 9; if memory was short"):
+        train_side_by_side(both(home, ENDLESS), tmp_path)
+    killer.join()
+    assert multiprocessing.active_children() == []
+
+
+SCRIPT = """
+import sys
+from test_tour import ENDLESS, Path, both
+from i2b_lpo import cli, config
+made = both(Path("."), ENDLESS)
+config.PRESETS["tiny"] = made["GRPO"]
+ours = made["I²B-LPO"]
+config.RunConfig.with_method = lambda self, name: ours if name == "i2b-lpo" else self
+sys.exit(cli.main(["tour", "--output", sys.argv[1]]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("how", ["Ctrl-C", "kill -9"])
+def test_a_stopped_tour_leaves_no_process(home: Path, tmp_path: Path, how: str) -> None:
+    here = str(Path(__file__).parent)
+    paths = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+    tour = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path)],
+        cwd=home,
+        env=os.environ | {"PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        text=True,
+    )
+    try:
+        files = [tmp_path / name / "metrics.jsonl" for name in ("grpo", "i2b-lpo")]
+        started = in_time(lambda: all(f.is_file() and f.stat().st_size > 0 for f in files))
+        if how == "Ctrl-C":
+            os.killpg(tour.pid, signal.SIGINT)  # as a terminal does: to all of them
+        else:
+            tour.kill()
+        # What was said ends when the last process that could say something has ended.
+        said, _ = tour.communicate(timeout=PATIENCE)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(tour.pid, signal.SIGKILL)
+    assert started, said
+    assert "Traceback" not in said
+    if how == "Ctrl-C":
+        assert tour.returncode == 130
+        assert said.rstrip().endswith("i2b-lpo: stopped.")
