@@ -286,7 +286,8 @@ def policy_loss(
 ) -> PolicyLoss:
     r"""GRPO loss −J with clipping, dual clip and the self-reward term; no KL term.
 
-    .. math:: J = \frac{1}{D} \sum_i \frac{1}{n_i} \sum_t m_{it} \Big\{ w_{it} \min\big(\rho_{it} A_i,
+    .. math:: J = \frac{1}{D} \sum_i \frac{1}{n_i} \sum_t m_{it} \Big\{ w_{it}
+              \min\big(\rho_{it} A_i,
               \mathrm{clip}(\rho_{it}, 1-\epsilon_{low}, 1+\epsilon_{high}) A_i\big)
               + \alpha A_i H_{it} \Big\}, \quad \rho = \pi_\theta / \pi_{old}
 

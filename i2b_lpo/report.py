@@ -1,7 +1,8 @@
-"""The tour's page: what GRPO did to a policy, told from the records of one run.
+"""The tour's page: one policy, trained by GRPO and by I²B-LPO, told from the records of both runs.
 
 Everything comes as plain dicts and traces, so the page can be made again from a run's folder. It is
-one file that loads nothing from elsewhere, and needs no torch to write.
+one file that loads nothing from elsewhere, and needs no torch to write. `_report_words` holds the
+sentences, `_report_runs` the sections on the runs, `_report_step` that on one step.
 """
 
 from __future__ import annotations
@@ -10,264 +11,205 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from i2b_lpo.metrics import Interval, paired_differences
+from i2b_lpo._report_parts import asked, details, drawing, listing, paragraph, section
+from i2b_lpo._report_runs import Run, settings, total, training
+from i2b_lpo._report_step import one_step
+from i2b_lpo._report_words import Differences, beside, difference, method_steps, verdict
+from i2b_lpo.metrics import paired_differences
 from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.views import (
-    View,
     comparison,
     entropy_histogram,
     entropy_strip,
-    group_advantages,
     markup,
     strategy_shares,
-    training_curves,
 )
 from i2b_lpo.views.markup import text
-from i2b_lpo.views.text import fitting_digits, interval, label, signed
+from i2b_lpo.views.text import label, number
 
-__all__ = ["tour_page"]
+__all__ = ["NAMES", "Run", "tour_page"]
 
-BEFORE, AFTER = "base", "after GRPO"
-CURVES = ("reward", "entropy", "distinct_strategies", "length", "rep4", "grad_norm")
+NAMES = ("base", "GRPO", "I²B-LPO")
+"""The three policies of the page; the last two are runs."""
+
+BASE, GRPO, OURS = NAMES
 
 Evaluation = Mapping[str, Any]
 Labeller = Callable[[Question, str], Any]
-
-
-def _signature(trace: Trace, rollout: Rollout, labeller: Labeller) -> str | None:
-    labels = labeller(trace.question, rollout.text)
-    return None if labels is None else str(labels.signature)
 
 
 def tour_page(
     path: str | Path,
     *,
     before: Evaluation,
-    after: Evaluation,
-    records: Sequence[Mapping[str, Any]],
     traces_before: Sequence[Trace],
-    traces_after: Sequence[Trace],
-    config: Mapping[str, Any],
+    runs: Mapping[str, Run],
     environment: Mapping[str, Any],
-    group: Trace | None = None,
-    advantages: Sequence[float] = (),
+    latents: Mapping[str, Any] | None = None,
     labeller: Labeller | None = None,
     split: str = "validation",
     command: str = "i2b-lpo tour",
 ) -> Path:
-    """Write the page of one GRPO run.
+    """Write the page of a GRPO run and an I²B-LPO run from the same policy.
 
     Args:
         path: of the HTML file; its folder is made.
-        before: `Evaluation.to_json()` of the policy that training started from.
-        after: the same of the trained policy, on the same questions.
-        records: one dict of numbers for each training step.
+        before: `Evaluation.to_json()` of the policy that both started from.
         traces_before: the traces `before` was measured on.
-        traces_after: the traces `after` was measured on.
-        config: `RunConfig.to_json()`.
+        runs: the last two of `NAMES` → the run.
         environment: versions, machine, minutes: whatever a reader needs to judge the numbers.
-        group: one question of a training step, with its `advantages`.
-        advantages: A of each rollout of `group`.
+        latents: the card of the latents that I²B-LPO used.
         labeller: `Task.label`, for a task that has one.
         split: where the evaluated questions come from.
-        command: what was typed to make this run.
+        command: what was typed to make this page.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: there are no traces or no records.
+        ValueError: a run, its traces or its records are missing.
     """
-    if not traces_before or not traces_after:
-        raise ValueError(
-            "The page needs the traces of both evaluations; evaluate before and after."
-        )
-    asked = [[trace.question for trace in traces] for traces in (traces_before, traces_after)]
-    differences = (
-        paired_differences(before["values"], after["values"]) if asked[0] == asked[1] else {}
-    )
+    if tuple(runs) != NAMES[1:]:
+        raise ValueError(f"The page tells of two runs; give {GRPO} and {OURS}, in this order.")
+    traces = {BASE: traces_before} | {name: run.traces for name, run in runs.items()}
+    if not all(traces.values()):
+        raise ValueError("The page needs the traces of all three evaluations; evaluate each.")
+    evaluations = {BASE: before} | {name: run.evaluation for name, run in runs.items()}
+    found = _differences(evaluations, traces)
     body = [
-        _opening(before, after, records, config, differences),
-        _loop(config),
-        _results(before, after, traces_before, traces_after, differences),
-        _one_question(traces_before, traces_after, labeller),
-        _training(records, group, advantages),
-        _settings(config, environment, command),
-        _limits(before, records, config, differences, split),
+        _opening(evaluations, runs, found),
+        _loop(runs),
+        _results(evaluations, traces, found),
+        _one_question(traces, labeller),
+        training(runs),
+        section("step", "One step, seen from inside", *one_step(runs[GRPO].step, runs[OURS].step)),
+        settings(runs, environment, command),
+        _limits(before, runs, latents or {}, found, split),
     ]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    page = markup.page("A policy before and after GRPO", f"<main>\n{''.join(body)}</main>\n")
+    page = markup.page("One policy, trained two ways", f"<main>\n{''.join(body)}</main>\n")
     path.write_text(page, encoding="utf-8", newline="\n")
     return path
 
 
-def _section(name: str, title: str, *parts: str) -> str:
-    return (
-        f'<section aria-labelledby="{name}">\n<h2 id="{name}">{text(title)}</h2>\n'
-        f"{''.join(parts)}</section>\n"
-    )
-
-
-def _p(sentence: str) -> str:
-    return f"<p>{text(sentence)}</p>\n"
-
-
-def _list(tag: str, items: Sequence[str]) -> str:
-    """A list of HTML items."""
-    return f"<{tag}>\n" + "".join(f"<li>{item}</li>\n" for item in items) + f"</{tag}>\n"
-
-
-def _figure(view: View, name: str, caption: str) -> str:
-    return view.to_html(include_js=False, name=name, caption=caption)
-
-
-# --- what changed -------------------------------------------------------------------------------
-
-
-def _sides(metric: str, before: Evaluation, after: Evaluation) -> str:
-    cells = [e["metrics"].get(metric) for e in (before, after)]
-    return " → ".join(interval(cell) for cell in cells if cell)
-
-
-def _change(
-    metric: str, before: Evaluation, after: Evaluation, differences: Mapping[str, Interval]
-) -> str:
-    """How a metric moved, as HTML; it claims a direction only if the interval does."""
-    values = text(_sides(metric, before, after))
-    name = f"<strong>{text(label(metric))}</strong>"
-    if metric not in differences:
-        return f"{name}: {values}"
-    found = differences[metric]
-    moved = "rose" if found.low > 0 else "fell" if found.high < 0 else "did not clearly change"
-    return f"{name} {moved}: {values}<br>paired difference {text(_signed(found))}"
-
-
-def _signed(found: Interval) -> str:
-    ends = (found.mean, found.low, found.high)
-    mean, low, high = (signed(end, fitting_digits(*ends)) for end in ends)
-    return f"{mean} [{low}, {high}]"
-
-
-def _verdict(differences: Mapping[str, Interval]) -> str:
-    if not differences:
-        return (
-            "Compare the intervals below: without shared questions there is no paired difference."
-        )
-    rate = differences["pass@1"]
-    variety = [differences[m] for m in ("entropy", "distinct strategies") if m in differences]
-    narrower = any(found.high < 0 for found in variety)
-    if rate.low > 0 and narrower:
-        return (
-            "More right answers, from fewer ways to find them. The policy has become surer of "
-            "itself; what it no longer tries, it can no longer learn from. This narrowing, the "
-            "collapse of entropy, is what I²B-LPO sets out to prevent."
-        )
-    accuracy = (
-        "The policy answers better"
-        if rate.low > 0
-        else "The policy answers worse"
-        if rate.high < 0
-        else "The policy shows no clear change in accuracy"
-    )
-    return f"{accuracy}; it {'lost variety' if narrower else 'shows no clear loss of variety'}."
+def _differences(
+    evaluations: Mapping[str, Evaluation], traces: Mapping[str, Sequence[Trace]]
+) -> dict[tuple[str, str], Differences]:
+    """(from, to) → the paired differences; none where the questions differ."""
+    pairs = ((BASE, GRPO), (BASE, OURS), (GRPO, OURS))
+    asked = {name: [trace.question for trace in found] for name, found in traces.items()}
+    return {
+        (a, b): paired_differences(evaluations[a]["values"], evaluations[b]["values"])
+        if asked[a] == asked[b]
+        else {}
+        for a, b in pairs
+    }
 
 
 def _opening(
-    before: Evaluation,
-    after: Evaluation,
-    records: Sequence[Mapping[str, Any]],
-    config: Mapping[str, Any],
-    differences: Mapping[str, Interval],
+    evaluations: Mapping[str, Evaluation],
+    runs: Mapping[str, Run],
+    found: Mapping[tuple[str, str], Differences],
 ) -> str:
-    known = before["metrics"].keys() & after["metrics"].keys()
-    shown = [m for m in ("pass@1", "entropy", "distinct strategies", "length") if m in known]
+    config, steps = runs[GRPO].config, len(runs[GRPO].records)
+    powers = [metric for metric in evaluations[BASE]["metrics"] if metric.startswith("pass@")]
+    shown = [*dict.fromkeys([*powers[:1], *powers[-1:], "entropy", "distinct strategies"])]
+    told = ""
+    tokens = [total(run, "new_tokens") for run in runs.values()]
+    if tokens[0] and tokens[1]:
+        told = paragraph(
+            f"In training {GRPO} generated {tokens[0]:,.0f} tokens and {OURS} {tokens[1]:,.0f}, "
+            f"{number(tokens[1] / tokens[0], 2)} times as many: the steps are equal, what was "
+            "learnt from is not."
+        )
     return (
-        "<header>\n<h1>A policy before and after GRPO</h1>\n"
-        f'<p class="lead">{text(str(config.get("policy", "A policy")))} was trained for '
-        f"{len(records)} steps on the task {text(str(config.get('task', before.get('task'))))}, "
-        f"seed {text(str(config.get('seed', 'unknown')))}. In short:</p>\n"
-        + _list("ul", [_change(metric, before, after, differences) for metric in shown])
-        + _p(_verdict(differences))
-        + '<p class="note">Numbers in brackets are 95 % intervals. Every figure has its words and '
-        "numbers underneath.</p>\n</header>\n"
+        "<header>\n<h1>One policy, trained two ways</h1>\n"
+        f'<p class="lead">{text(str(config.get("policy", "A policy")))} was trained for {steps} '
+        f"steps on the task {text(str(config.get('task', evaluations[BASE].get('task'))))}, once "
+        f"by {GRPO} and once by {OURS}, on the same questions with the same seed "
+        f"({text(str(config.get('seed', 'unknown')))}). Then the base and both trained policies "
+        "answered the same new questions. In short:</p>\n"
+        + markup.table(beside(evaluations, found[GRPO, OURS], shown))
+        + paragraph(verdict(found[BASE, GRPO], found[BASE, OURS], found[GRPO, OURS]))
+        + told
+        + '<p class="note">pass@k: the share of questions that k drawn solutions answer at least '
+        "once. Brackets are 95 % intervals; unclear means that the interval holds 0. Every figure "
+        "has its words and numbers underneath.</p>\n</header>\n"
     )
 
 
 # --- the sections -------------------------------------------------------------------------------
 
 
-def _loop(config: Mapping[str, Any]) -> str:
-    rollout = config.get("rollout", {})
-    samples = rollout.get("samples", "several")
-    steps = {
-        "Question": f"A step takes {config.get('questions', 'some')} questions that have a "
-        "verified answer.",
-        "Rollouts": f"The policy writes {samples} solutions to each, token by token, drawing at "
-        f"temperature {rollout.get('temperature', 1.0)}. A token's entropy H, in nats, says how "
-        "open the choice was: 0 if only one token was possible, log 2 ≈ 0.69 for two equal ones.",
-        "Verify": "The number in the box is compared with the verified answer: reward 1 or 0. "
-        "Nothing else is rewarded.",
-        "Group advantages": f"The {samples} solutions of one question form a group. A solution's "
-        "advantage A is its reward minus the group's mean, divided by the group's standard "
-        "deviation. If all are right, or all wrong, there is nothing to learn.",
-        "Update": "Tokens of solutions with A > 0 become more likely, those of solutions with "
-        "A < 0 less.",
-    }
-    items = [f"<strong>{text(name)}.</strong> {text(said)}" for name, said in steps.items()]
-    return _section("loop", "What happened", _list("ol", items))
+def _loop(runs: Mapping[str, Run]) -> str:
+    items = [
+        f"<strong>{text(name)}</strong> ({text(who)}). {text(said)}"
+        for name, who, said in method_steps(runs[GRPO].config, runs[OURS].config)
+    ]
+    return section(
+        "loop",
+        "What happened",
+        paragraph("One training step, in order. Both methods share the frame; I²B-LPO adds to it."),
+        listing("ol", items),
+    )
 
 
 def _results(
-    before: Evaluation,
-    after: Evaluation,
-    traces_before: Sequence[Trace],
-    traces_after: Sequence[Trace],
-    differences: Mapping[str, Interval],
+    evaluations: Mapping[str, Evaluation],
+    traces: Mapping[str, Sequence[Trace]],
+    found: Mapping[tuple[str, str], Differences],
 ) -> str:
-    pair = {BEFORE: before, AFTER: after}
-    words = list(dict.fromkeys([*before["strategies"], *after["strategies"]]))
+    words = list(dict.fromkeys(word for e in evaluations.values() for word in e["strategies"]))
     parts = [
-        _figure(
-            comparison(pair),
+        paragraph(
+            "All three policies answer as they are, without z and without branches: what is "
+            "compared is what training left in the weights."
+        ),
+        drawing(
+            comparison(evaluations),
             "comparison",
             "greedy: the most likely solution is right. pass@k: at least one of k drawn solutions "
             "is right. maj@k: the most frequent answer of k is right. If pass@1 rises more than "
             "pass@k with a large k, the policy got surer rather than abler.",
-        )
+        ),
     ]
-    if differences:
-        rows = [
-            (label(name), _sides(name, before, after), _signed(found), str(found.n))
-            for name, found in differences.items()
-        ]
+    if between := found[GRPO, OURS]:
         parts += [
-            "<h3>Paired differences</h3>\n",
-            _p(
-                "Both policies answered the same questions, so the differences are taken question "
-                "by question. An interval that holds 0 means: this run can't tell."
+            "<h3>The two methods, question by question</h3>\n",
+            paragraph(
+                "Both answered the same questions, so the difference is taken for each question "
+                "and then averaged. An interval that holds 0 means: this run can't tell."
             ),
-            markup.table([("metric", "before → after", "after − before", "questions"), *rows]),
+            markup.table(beside(evaluations, between, list(between))),
         ]
-    if before["strategies"] and after["strategies"]:
+    if found[BASE, GRPO] and found[BASE, OURS]:
+        rows = [
+            (label(m), *(difference(found[BASE, n][m]) for n in NAMES[1:]))
+            for m in found[BASE, GRPO]
+            if m in found[BASE, OURS]
+        ]
+        header = ("metric", *(f"{name} − {BASE}" for name in NAMES[1:]))
+        parts.append(details("Each against the base, paired too", markup.table([header, *rows])))
+    if all(e["strategies"] for e in evaluations.values()):
         parts.append(
-            _figure(
-                strategy_shares(pair),
+            drawing(
+                strategy_shares(evaluations),
                 "strategies",
                 "Which strategy a solution names for a product, and how often that product comes "
-                "out right. GRPO moves weight to what was right more often than its group.",
+                "out right. Training moves weight to what was right more often than its group.",
             )
         )
     parts.append(
-        _figure(
-            entropy_histogram({BEFORE: traces_before, AFTER: traces_after}, words=words),
+        drawing(
+            entropy_histogram(traces, words=words),
             "histogram",
             "Entropy of every token. Left: almost no choice. Right, above 0.7 nat: forks, where "
             "the policy could have gone another way."
             + (" Hatched: the words that open a strategy." if words else ""),
         )
     )
-    return _section("results", "What changed", *parts)
+    return section("results", "What changed", *parts)
 
 
 def _mixed(traces: Sequence[Trace]) -> int:
@@ -280,31 +222,29 @@ def _right(trace: Trace) -> int:
     return next((i for i, r in enumerate(trace.rollouts) if r.reward == 1.0), 0)
 
 
-def _one_question(
-    before: Sequence[Trace], after: Sequence[Trace], labeller: Labeller | None
-) -> str:
-    old = before[_mixed(before)]
-    new = next((trace for trace in after if trace.question == old.question), None)
-    parts = [
-        f"<p>Question: <q>{text(old.question.text)}</q> "
-        f"Verified answer: {text(old.question.answer)}.</p>\n"
-    ]
-    for trace, side in ((old, "before"), (new, "after")):
+def _one_question(traces: Mapping[str, Sequence[Trace]], labeller: Labeller | None) -> str:
+    question = traces[BASE][_mixed(traces[BASE])].question
+    parts = [asked(question)]
+    for at, (name, found) in enumerate(traces.items()):
+        trace = next((trace for trace in found if trace.question == question), None)
         if trace is None:
-            parts.append(_p(f"The traces {side} training don't hold this question."))
+            parts.append(paragraph(f"The traces of {name} don't hold this question."))
             continue
+        title = name if name == BASE else f"after {name}"
         parts += [
-            f"<h3>{text(side.capitalize())}</h3>\n",
-            _figure(
+            f"<h3>{text(title[0].upper() + title[1:])}</h3>\n",
+            drawing(
                 entropy_strip(trace, _right(trace)),
-                f"strip-{side}",
-                f"One solution {side} training, a token a box. Bright boxes are where the policy "
-                "could have gone another way.",
+                f"strip-{at}",
+                "One solution, a token a box. Bright boxes are where the policy could have gone "
+                "another way.",
             ),
-            f"<details><summary>All {len(trace.rollouts)} solutions {side}</summary>\n"
-            f"{markup.table(_solutions(trace, labeller))}\n</details>\n",
+            details(
+                f"All {len(trace.rollouts)} solutions, {title}",
+                markup.table(_solutions(trace, labeller)),
+            ),
         ]
-    return _section("question", "One question, before and after", *parts)
+    return section("question", "One question, three policies", *parts)
 
 
 def _solutions(trace: Trace, labeller: Labeller | None) -> list[tuple[str, ...]]:
@@ -318,77 +258,40 @@ def _solutions(trace: Trace, labeller: Labeller | None) -> list[tuple[str, ...]]
     return rows
 
 
-def _training(
-    records: Sequence[Mapping[str, Any]], group: Trace | None, advantages: Sequence[float]
-) -> str:
-    parts = [
-        _figure(
-            training_curves(records, keys=[k for k in CURVES if any(k in row for row in records)]),
-            "curves",
-            "Each step sees other questions, so the thin lines jump; judge by the bold ones.",
-        )
-    ]
-    if group is not None:
-        parts += [
-            "<h3>One group of a step</h3>\n",
-            f"<p>Question: <q>{text(group.question.text)}</q></p>\n",
-            _figure(
-                group_advantages(group, advantages),
-                "group",
-                "Right solutions get a positive advantage, wrong ones a negative one, the rarer "
-                "kind the larger. All tokens of a solution share it: the update can't tell a good "
-                "step from a bad one in the same solution.",
-            ),
-        ]
-    return _section("training", "During training", *parts)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", str(value)))
-    return rows
-
-
-def _settings(config: Mapping[str, Any], environment: Mapping[str, Any], command: str) -> str:
-    return _section(
-        "settings",
-        "Settings, and how to repeat this",
-        f"<pre><code>{text(command)}</code></pre>\n",
-        _p(
-            "The same settings and seed draw the same questions and random numbers. On another "
-            "processor sums may round differently, and a long run may then differ in detail."
-        ),
-        "<details><summary>All settings</summary>\n",
-        markup.table([("setting", "value"), *_flat(config)]),
-        "\n</details>\n<details><summary>Environment</summary>\n",
-        markup.table([("what", "value"), *_flat(environment)]),
-        "\n</details>\n",
-    )
+def _signature(trace: Trace, rollout: Rollout, labeller: Labeller) -> str | None:
+    labels = labeller(trace.question, rollout.text)
+    return None if labels is None else str(labels.signature)
 
 
 def _limits(
     before: Evaluation,
-    records: Sequence[Mapping[str, Any]],
-    config: Mapping[str, Any],
-    differences: Mapping[str, Interval],
+    runs: Mapping[str, Run],
+    latents: Mapping[str, Any],
+    found: Mapping[tuple[str, str], Differences],
     split: str,
 ) -> str:
+    config = runs[GRPO].config
+    spent = latents.get("rollout_tokens")
     items = [
-        f"One seed ({config.get('seed', 'unknown')}) and {len(records)} steps. The intervals speak "
-        "of the questions drawn, not of other seeds; another seed can move the results by more.",
+        f"One seed ({config.get('seed', 'unknown')}) and {len(runs[GRPO].records)} steps. The "
+        "intervals speak of the questions drawn, not of other seeds; another seed can move the "
+        "results by more.",
         f"{before.get('questions', 'The same')} questions, {before.get('samples', 'several')} "
         f"samples each, from the {split} split, which training doesn't draw from.",
+        f"Equal steps are not equal cost. A branch has its beginning from another solution, so "
+        f"{OURS} generates other amounts of tokens than {GRPO}, and it takes passes of its own for "
+        "the scores; see what each run cost.",
+        "The latents were trained beforehand on rollouts of the base policy"
+        + (f" ({spent:,} tokens)" if isinstance(spent, int) else "")
+        + f"; that is not in the costs above, and {GRPO} had nothing like it.",
         "Entropy is measured at temperature 1 before any truncation, in nats.",
-        "This is an independent reconstruction of arXiv 2601.05870, not the authors' code. GRPO, "
-        "shown here, is the method it starts from.",
+        "This is an independent reconstruction of arXiv 2601.05870, not the authors' code. Where "
+        "the paper leaves a choice open it is ours; a difference here, or none, is no verdict on "
+        "the paper.",
     ]
-    if not differences:
+    if not all(found.values()):
         items.append(
-            "The two evaluations don't share their questions, so no paired difference is given; "
+            "The evaluations don't share their questions, so not every paired difference is given; "
             "the separate intervals are wider than a paired one."
         )
-    return _section("limits", "How far to trust this", _list("ul", list(map(text, items))))
+    return section("limits", "How far to trust this", listing("ul", list(map(text, items))))

@@ -1,32 +1,51 @@
-"""The tour: measure the bundled policy, train it by GRPO, measure again, write a page."""
+"""The tour: measure the bundled policy, train it by GRPO and by I²B-LPO side by side, write a page.
+
+Each training is a process of its own with one thread, so neither waits for the other; what they
+report goes through a pipe, and this process draws both progress bars.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
+import signal
+import sys
+import threading
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 
 import torch
+import tqdm.std
 import transformers
+from tqdm.auto import tqdm as progress_bar
+from transformers.utils import logging
 
 import i2b_lpo
-from i2b_lpo.config import preset
+from i2b_lpo.config import RunConfig, preset
 from i2b_lpo.decode import Sampling
 from i2b_lpo.evaluate import Evaluation, evaluate
 from i2b_lpo.metrics import Interval, paired_differences
-from i2b_lpo.policy import load_policy
-from i2b_lpo.report import tour_page
+from i2b_lpo.policy import Policy, load_policy
+from i2b_lpo.report import NAMES, Run, tour_page
+from i2b_lpo.steering import load_steering
 from i2b_lpo.tasks import load_task
-from i2b_lpo.trace import Trace, write_traces
+from i2b_lpo.trace import Trace, read_traces, write_traces
 from i2b_lpo.train import StepRecord, train
 from i2b_lpo.update import Learner
 
 __all__ = ["tour"]
 
+BASE, *TRAINED = NAMES
+FOLDERS = dict(zip(TRAINED, ("grpo", "i2b-lpo"), strict=True))  # also their names in RunConfig
+FIRST_STEP = "traces_first_step.jsonl"
 SHOWN = (
     "greedy",
     "pass@1",
@@ -39,63 +58,183 @@ SHOWN = (
     "length",
     "rep-4",
 )
-EVALUATION_SEED = 20_000  # never a training seed, the same before and after
+EVALUATION_SEED = 20_000  # never a training seed, the same for all three policies
+GRACE = 5.0  # seconds that a process gets to end before it is killed
+
+Records = list[dict[str, float]]
 
 
 def tour(output: Path, *, seed: int = 0, steps: int | None = None) -> Path:
-    """Run the tour and return its page; the files of an earlier tour in `output` are replaced."""
-    begin = time.perf_counter()
-    config = replace(preset("tiny"), seed=seed)
-    if steps is not None:
-        config = replace(config, steps=steps)
-    output.mkdir(parents=True, exist_ok=True)
-    task = load_task(config.task)
-    policy = load_policy(config.policy)
-    questions = task.questions("validation", config.evaluation.questions, seed=0)
-    sampling = Sampling(config.rollout.max_new_tokens, config.rollout.temperature)
+    """Run the tour and return its page; the files of an earlier tour in `output` are replaced.
 
-    def measured(name: str) -> tuple[Evaluation, list[Trace]]:
+    Raises:
+        ValueError: the policy has no latents; names the command that makes them.
+        ChildProcessError: one of the trainings failed; names it and says why. The other was ended.
+    """
+    begin = time.perf_counter()
+    settings = replace(preset("tiny"), seed=seed)
+    if steps is not None:
+        settings = replace(settings, steps=steps)
+    configs = {name: settings.with_method(method) for name, method in FOLDERS.items()}
+    task = load_task(settings.task)
+    policy = load_policy(settings.policy)
+    # The training loads them itself; here it is only to refuse before any work is done.
+    latents = load_steering(policy, configs[TRAINED[-1]].branch.latents or None).card
+    questions = task.questions("validation", settings.evaluation.questions, seed=0)
+    sampling = Sampling(settings.rollout.max_new_tokens, settings.rollout.temperature)
+
+    def measured(what: Policy, folder: Path, name: str) -> tuple[Evaluation, list[Trace]]:
         result, traces = evaluate(
-            policy,
+            what,
             task,
             questions,
             sampling=sampling,
-            samples=config.evaluation.samples,
+            samples=settings.evaluation.samples,
             seed=EVALUATION_SEED,
-            progress=f"evaluate {name}",
+            progress=f"evaluate {what.name}",
         )
-        (output / f"{name}.json").write_text(json.dumps(result.to_json()) + "\n")
-        write_traces(output / f"traces_{name}.jsonl", traces)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.json").write_text(json.dumps(result.to_json()) + "\n")
+        write_traces(folder / f"traces_{name}.jsonl", traces)
         return result, traces
 
-    before, traces_before = measured("before")
+    before, traces_before = measured(policy, output, "before")
     print(_forks(traces_before[0]))
-    groups: list[tuple[Trace, list[float]]] = []
-
-    def keep_a_mixed_group(_: Learner, record: StepRecord) -> None:
-        for trace, row in zip(record.traces, record.advantages.tolist(), strict=True):
-            if not groups and any(row):
-                groups.append((trace, row))
-
-    records = train(config, policy, task, output=output, on_step=keep_a_mixed_group)
-    group, scores = groups[0] if groups else (None, [])
-    after, traces_after = measured("after")
-    change = paired_differences(before.values, after.values)
-    print(_table(before, after, change))
+    records = train_side_by_side(configs, output)
+    evaluations, runs = {BASE: before}, {}
+    for name, folder in FOLDERS.items():
+        # Weights are saved as they were trained, in float32.
+        trained = replace(load_policy(output / folder / "policy"), name=f"after {name}")
+        evaluations[name], traces = measured(trained, output / folder, "after")
+        runs[name] = Run(
+            evaluation=evaluations[name].to_json(),
+            traces=traces,
+            records=records[name],
+            config=configs[name].to_json(),
+            step=list(read_traces(output / folder / FIRST_STEP)),
+        )
+    print(_table(evaluations))
+    print(_generated(records))
     return tour_page(
         output / "index.html",
         before=before.to_json(),
-        after=after.to_json(),
-        records=records,
         traces_before=traces_before,
-        traces_after=traces_after,
-        config=config.to_json(),
+        runs=runs,
         environment=_environment(time.perf_counter() - begin),
-        group=group,
-        advantages=scores,
+        latents=latents,
         labeller=task.label,
-        command=f"i2b-lpo tour --seed {seed} --steps {config.steps}",
+        command=f"i2b-lpo tour --seed {seed} --steps {settings.steps}",
     )
+
+
+# --- two trainings side by side -----------------------------------------------------------------
+
+
+def train_side_by_side(configs: Mapping[str, RunConfig], output: Path) -> dict[str, Records]:
+    """Train each run in a process of its own; returns the metrics of each step of each.
+
+    However it ends, no process is left over.
+
+    Args:
+        configs: name of each run → its settings.
+        output: each run writes into its folder there, see `i2b_lpo.train.train`.
+
+    Raises:
+        ChildProcessError: a training failed; names it and says why. The others were ended.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork would share torch's threads
+    records: dict[str, Records] = {name: [] for name in configs}
+    with ExitStack() as stack:
+        running: dict[Any, tuple[str, Any, Any]] = {}
+        for place, (name, config) in enumerate(configs.items()):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_train, args=(config, output / FOLDERS[name], sender), name=name
+            )
+            stack.callback(_end, process)
+            process.start()
+            sender.close()  # so that the pipe ends when the process does
+            bar = progress_bar(total=config.steps, desc=f"{name:8}", unit="step", position=place)
+            running[receiver] = name, process, stack.enter_context(bar)
+        while running:
+            ready = wait(list(running))
+            for receiver in [pipe for pipe in running if pipe in ready]:
+                name, process, bar = running[receiver]
+                try:
+                    told = receiver.recv()
+                except EOFError:
+                    del running[receiver]
+                    process.join()
+                    told = _cause(process.exitcode)
+                if isinstance(told, str):
+                    raise ChildProcessError(_failed(name, told, configs))
+                if told is not None:
+                    records[name].append(told)
+                    bar.set_postfix({k: f"{told[k]:.3f}" for k in ("reward", "entropy")}, False)
+                    bar.update()
+    return records
+
+
+def _train(config: RunConfig, output: Path, sender: Connection[Any, Any]) -> None:
+    """One training, in its own process: sends the metrics of each step, or what went wrong."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, and that ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Bars are drawn by the parent; tqdm's own lock would outlive us where we are terminated.
+    tqdm.std.tqdm.set_lock(threading.RLock())
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    torch.set_num_threads(1)
+
+    def tell(_: Learner, record: StepRecord) -> None:
+        if record.metrics["step"] == 0:
+            pairs = zip(record.traces, record.advantages.tolist(), strict=True)
+            shown = [replace(t, meta=t.meta | {"advantages": row}) for t, row in pairs]
+            write_traces(output / FIRST_STEP, shown)
+        sender.send(record.metrics)
+
+    try:
+        policy, task = load_policy(config.policy), load_task(config.task)
+        train(config, policy, task, output=output, on_step=tell, progress=False)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sender.send(f"{error}")
+        sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _end(process: Any) -> None:
+    if process.pid is None:  # it was never started
+        return
+    if process.is_alive():
+        process.terminate()
+        process.join(GRACE)
+    if process.is_alive():
+        process.kill()
+    process.join()
+
+
+def _cause(exit_code: int) -> str | None:
+    """Why a process ended that said nothing; None if all is well."""
+    if exit_code < 0:
+        return (
+            f"its process was ended by signal {-exit_code}; if memory was short, close other "
+            "programs and start the tour again."
+        )
+    return f"its process ended with code {exit_code}; see what it printed." if exit_code else None
+
+
+def _failed(name: str, cause: str, configs: Mapping[str, RunConfig]) -> str:
+    others = " and ".join(other for other in configs if other != name)
+    return f"Training by {name} failed: {cause}" + f" Training by {others} was ended." * bool(
+        others
+    )
+
+
+# --- what the terminal shows --------------------------------------------------------------------
 
 
 def _forks(trace: Trace) -> str:
@@ -108,14 +247,26 @@ def _forks(trace: Trace) -> str:
     return f"\n{trace.question.text}\n\n{rollout.text}\n\nmost uncertain tokens: {forks}\n"
 
 
-def _table(before: Evaluation, after: Evaluation, change: dict[str, Interval]) -> str:
-    lines = [f"\n{'':20} {'before':22} {'after':22} change (paired, 95 % interval)"]
-    for name in SHOWN:
-        if name in change:
-            lines.append(
-                f"{name:20} {before.metrics[name]!s:22} {after.metrics[name]!s:22} {change[name]}"
-            )
+def _table(evaluations: Mapping[str, Evaluation]) -> str:
+    first, second = (evaluations[name] for name in TRAINED)
+    change = paired_differences(first.values, second.values)
+    head = "".join(f"{name:25}" for name in evaluations)
+    lines = [f"\n{'':20} {head}{' − '.join(reversed(TRAINED))} (paired, 95 % interval)"]
+    for name in (name for name in SHOWN if name in change):
+        cells = "".join(f"{found.metrics[name]!s:25}" for found in evaluations.values())
+        lines.append(f"{name:20} {cells}{_signed(change[name])}")
     return "\n".join(lines)
+
+
+def _signed(found: Interval) -> str:
+    return f"{found.mean:+z.3f} [{found.low:+z.3f}, {found.high:+z.3f}]"
+
+
+def _generated(records: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    totals = {name: sum(row["new_tokens"] for row in rows) for name, rows in records.items()}
+    return "\nTokens generated in training: " + ", ".join(
+        f"{name} {total:,.0f}" for name, total in totals.items()
+    )
 
 
 def _environment(seconds: float) -> dict[str, str]:
@@ -124,7 +275,7 @@ def _environment(seconds: float) -> dict[str, str]:
         "i2b-lpo": i2b_lpo.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} torch threads",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores; one torch thread for each "
+        f"training, {torch.get_num_threads()} for evaluation",
         "minutes": f"{seconds / 60:.1f}",
     }

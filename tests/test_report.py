@@ -524,14 +524,16 @@ def test_branches_are_ranked_within_their_fork() -> None:
     swapped[3] = dataclasses.replace(
         swapped[3], score=Score(1.5, 1.75, 0.25), kept=False, reward=0.0
     )
+    swapped[4] = dataclasses.replace(swapped[4], score=Score(0.25, 2.0, 1.75))
+    swapped[6] = dataclasses.replace(swapped[6], reward=0.0)
     tree = dataclasses.replace(tree, rollouts=tuple(swapped))
     page = "".join(one_step([], [tree]))
     assert rows_of(page) == [
         ["0", "3", "+1.50", "+1.75", "+0.25", "✗", "pruned", "−0.25"],
         ["0", "2", "+0.50", "+0.75", "+0.25", "✓", "kept", "−0.50"],
-        ["0", "4", "+0.30", "+0.75", "+0.45", "✗", "pruned", "0.00"],
+        ["0", "4", "+0.25", "+2.00", "+1.75", "✗", "pruned", "0.00"],
         ["1", "5", "+0.20", "+0.75", "+0.55", "✓", "kept", "+0.25"],
-        ["1", "6", "+0.10", "+0.75", "+0.65", "✓", "kept", "+0.50"],
+        ["1", "6", "+0.10", "+0.75", "+0.65", "✗", "kept", "+0.50"],
         ["1", "7", "0.00", "+0.75", "+0.75", "✗", "pruned", "+0.75"],
     ]
 

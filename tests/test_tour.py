@@ -109,22 +109,24 @@ def test_a_killed_training_is_noticed(home: Path, tmp_path: Path) -> None:
             (child,) = (c for c in multiprocessing.active_children() if c.name == "GRPO")
             child.kill()
 
+    configs = both(home, ENDLESS) | {"I²B-LPO": both(home, 20)["I²B-LPO"]}
     killer = threading.Thread(target=kill)
     killer.start()
     with pytest.raises(ChildProcessError, match=r"by GRPO failed: .*signal 9; if memory was short"):
-        train_side_by_side(both(home, ENDLESS), tmp_path)
+        train_side_by_side(configs, tmp_path)
     killer.join()
     assert multiprocessing.active_children() == []
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from test_tour import ENDLESS, Path, both
 from i2b_lpo import cli, config
 made = both(Path("."), ENDLESS)
 config.PRESETS["tiny"] = made["GRPO"]
 ours = made["I²B-LPO"]
 config.RunConfig.with_method = lambda self, name: ours if name == "i2b-lpo" else self
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 sys.exit(cli.main(["tour", "--output", sys.argv[1]]))
 """
 

@@ -1,0 +1,114 @@
+"""The sections of the tour's page on the runs: their curves, what they cost, how they were set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from i2b_lpo._report_parts import details, drawing, paragraph, section
+from i2b_lpo.trace import Trace
+from i2b_lpo.views import markup, training_curves
+from i2b_lpo.views.markup import text
+from i2b_lpo.views.text import number, percent
+
+__all__ = ["Run", "settings", "total", "training"]
+
+GENERATED = "tokens generated"
+CURVES = ("reward", "entropy", "distinct_strategies", "length", "rep4", GENERATED)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, as its folder holds it.
+
+    Attributes:
+        evaluation: `Evaluation.to_json()` of the trained policy.
+        traces: what `evaluation` was measured on.
+        records: one dict of numbers for each training step.
+        config: `RunConfig.to_json()`.
+        step: the traces of the first training step, each with its ``meta["advantages"]``.
+    """
+
+    evaluation: Mapping[str, Any]
+    traces: Sequence[Trace]
+    records: Sequence[Mapping[str, Any]]
+    config: Mapping[str, Any]
+    step: Sequence[Trace] = ()
+
+
+def total(run: Run, key: str) -> float | None:
+    """Sum of a number over all steps; None if a step lacks it."""
+    return sum(row[key] for row in run.records) if all(key in row for row in run.records) else None
+
+
+def training(runs: Mapping[str, Run]) -> str:
+    """The curves of both runs, and what each cost, as HTML."""
+    records = {
+        name: [{GENERATED if k == "new_tokens" else k: v for k, v in row.items()} for row in rows]
+        for name, rows in ((name, run.records) for name, run in runs.items())
+    }
+    keys = [key for key in CURVES if any(key in row for rows in records.values() for row in rows)]
+    return section(
+        "training",
+        "During training",
+        drawing(
+            training_curves(records, keys=keys),
+            "curves",
+            "Each step sees other questions, the same for both; judge by the bold lines. For "
+            "I²B-LPO, reward and strategies are those of whole trees, branches with z included, "
+            "and entropy, length and repetition those of the first solutions, which are made "
+            "without z. Strategies are counted among the solutions of one question; a branch has "
+            "its parent's beginning, so a tree starts with fewer of them than a group.",
+        ),
+        "<h3>What each run cost</h3>\n",
+        markup.table(_costs(runs)),
+    )
+
+
+def _costs(runs: Mapping[str, Run]) -> list[tuple[str, ...]]:
+    """What the runs spent, as far as their records tell."""
+    rows: list[tuple[str, ...]] = [("", *runs)]
+    for name, key in (("generated", "new_tokens"), ("trained on", "trained_tokens")):
+        totals = [total(run, key) for run in runs.values()]
+        rows.append((f"tokens {name}", *("–" if t is None else f"{t:,.0f}" for t in totals)))
+    kept = [[row["kept"] for row in run.records if "kept" in row] for run in runs.values()]
+    rows.append(("branches kept", *(percent(fmean(k)) if k else "no branches" for k in kept)))
+    for part in ("rollout", "score", "update"):
+        key = f"{part}_seconds"
+        sums = [(total(run, key), len(run.records)) for run in runs.values()]
+        means = (None if spent is None else spent / steps for spent, steps in sums)
+        rows.append((f"seconds a step: {part}", *(number(mean, 2) for mean in means)))
+    return rows
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    rows: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            rows |= _flat(value, f"{prefix}{key}.")
+        else:
+            rows[f"{prefix}{key}"] = str(value) or "–"
+    return rows
+
+
+def settings(runs: Mapping[str, Run], environment: Mapping[str, Any], command: str) -> str:
+    """How to repeat both runs, as HTML."""
+    flat = [_flat(run.config) for run in runs.values()]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    rows = [(key, *(config.get(key, "–") for config in flat)) for key in keys]
+    header = ("setting", *runs)
+    return section(
+        "settings",
+        "Settings, and how to repeat this",
+        f"<pre><code>{text(command)}</code></pre>\n",
+        paragraph(
+            "The same settings and seed draw the same questions and random numbers. On another "
+            "processor sums may round differently, and a long run may then differ in detail. "
+            "These settings differ between the two:"
+        ),
+        markup.table([header, *(row for row in rows if row[1] != row[2])]),
+        details("All settings", markup.table([header, *rows])),
+        details("Environment", markup.table([("what", "value"), *_flat(environment).items()])),
+    )
