@@ -64,7 +64,7 @@ class Strength:
         The sum log γ_0 − s/s_0 never takes the logarithm of a tensor that may be 0.
 
         >>> Strength(gamma=1.0, decay=2.0).log_gamma(torch.tensor([-1.0, 0.0, 2.0]))
-        tensor([-inf, 0., -1.])
+        tensor([-inf,  0., -1.])
         """
         start = math.log(self.gamma) if self.gamma > 0 else -math.inf
         steps = since.to(torch.promote_types(since.dtype, torch.float32))

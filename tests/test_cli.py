@@ -28,7 +28,9 @@ from i2b_lpo.policy import BUNDLED, Policy, load_policy, save_policy
 from i2b_lpo.steering import new_steering, save_steering
 from i2b_lpo.trace import read_traces
 
-COMMANDS = ("tour", "train", "evaluate", "rollout", "pretrain", "info", "notebooks", "export")
+COMMANDS = (
+    "tour", "train", "train-latents", "evaluate", "rollout", "pretrain", "info", "notebooks", "export",
+)  # fmt: skip
 PACKAGE = Path(i2b_lpo.__file__).parent
 Capture = pytest.CaptureFixture[str]
 
