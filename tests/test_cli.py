@@ -29,7 +29,8 @@ from i2b_lpo.steering import new_steering, save_steering
 from i2b_lpo.trace import read_traces
 
 COMMANDS = (
-    "tour", "train", "train-latents", "evaluate", "rollout", "pretrain", "info", "notebooks", "export",
+    "tour", "train", "train-latents", "evaluate", "rollout", "pretrain", "info", "notebooks",
+    "export",
 )  # fmt: skip
 PACKAGE = Path(i2b_lpo.__file__).parent
 Capture = pytest.CaptureFixture[str]
