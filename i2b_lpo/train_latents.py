@@ -235,6 +235,7 @@ def train_latents(
         _steer(policy, steering, examples, draw, config, on_step)
     for part in (cvae, fusion):
         part.eval().requires_grad_(False)
+        part.zero_grad()  # what the last step left
     return replace(steering, card={"config": asdict(config), "examples": len(examples)})
 
 
