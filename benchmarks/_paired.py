@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["Stopwatch", "Times", "interleave", "machine", "report"]
+__all__ = ["REST", "Stopwatch", "Times", "against", "interleave", "machine", "report"]
+
+REST = 0.06  # seconds of sleep before short timings, see `interleave`
 
 
 @dataclass(frozen=True)
@@ -62,19 +64,40 @@ class Stopwatch:
         self.times.cpu.append(cpu - self._begin[1])
 
 
-def interleave(works: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Times]:
-    """Run every work once untimed, then `repeats` times in turn; who goes first rotates."""
+def interleave(
+    works: Mapping[str, Callable[[], object]], repeats: int, *, rest: float = 0.0
+) -> dict[str, Times]:
+    """Run every work once untimed, then `repeats` times in turn; who goes first rotates.
+
+    Each timing begins after `rest` seconds of sleep: a process at real-time priority (`chrt -f`) is
+    stopped by Linux for 50 ms whenever it has run for 950 ms of a second, which is a sixth of a
+    short work.
+    """
     for work in works.values():
         work()
+    gc.freeze()  # what is alive now needn't be looked through before every timing
     watches = {name: Stopwatch() for name in works}
     names = list(works)
     for turn in range(repeats):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
+            time.sleep(rest)
             watches[name].start()
             works[name]()
             watches[name].stop()
+    gc.unfreeze()
     return {name: watch.times for name, watch in watches.items()}
+
+
+def against(found: Times, base: Times) -> dict[str, Any]:
+    """Ratios to `base`: of the medians, median of the turns' own ratios, of processor seconds."""
+    turns = [a / b for a, b in zip(found.wall, base.wall, strict=True)]
+    return {
+        "ratio": round(median(found.wall) / median(base.wall), 3),
+        "ratio_of_turns": round(median(turns), 3),
+        "cpu_ratio": round(median(found.cpu) / median(base.cpu), 3),
+        **found.to_json(),
+    }
 
 
 def machine(*packages: str) -> dict[str, Any]:

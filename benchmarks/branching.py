@@ -24,7 +24,8 @@ from transformers import GenerationConfig
 from i2b_lpo.branching import branch_out
 from i2b_lpo.cache import KeyValues
 from i2b_lpo.config import BranchConfig
-from i2b_lpo.decode import Sampling, left_pad
+from i2b_lpo.decode import Sampling
+from i2b_lpo.padding import left_pad
 from i2b_lpo.policy import Policy, load_policy
 from i2b_lpo.rollout import sample
 from i2b_lpo.steering import Steering, new_steering

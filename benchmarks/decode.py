@@ -20,7 +20,8 @@ import torch
 from _paired import interleave, machine, report
 from transformers import GenerationConfig
 
-from i2b_lpo.decode import Sampling, decode, left_pad
+from i2b_lpo.decode import Sampling, decode
+from i2b_lpo.padding import left_pad
 from i2b_lpo.policy import Policy, load_policy
 from i2b_lpo.tasks import load_task
 

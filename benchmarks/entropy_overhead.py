@@ -19,8 +19,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from _overhead import against, take_turns
-from _paired import machine, report
+from _paired import REST, against, interleave, machine, report
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -111,7 +110,7 @@ def main() -> None:
     ) -> None:
         works = contenders(subject, prompts[:count], samples, tokens)
         check(works, (count * samples, tokens))
-        times = take_turns(works, repeats)
+        times = interleave(works, repeats, rest=REST)
         one, other = times[WITH], times[WITHOUT]
         found = against(one, other)
         print(

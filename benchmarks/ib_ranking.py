@@ -31,7 +31,8 @@ from _paired import machine, report
 from i2b_lpo.config import IBConfig
 from i2b_lpo.decode import Sampling
 from i2b_lpo.example import teacher_force
-from i2b_lpo.ib import ESTIMATORS, FILTERS, Evidence, kept_share
+from i2b_lpo.filters import FILTERS, kept_share
+from i2b_lpo.ib import ESTIMATORS, Evidence
 from i2b_lpo.metrics import bootstrap_interval
 from i2b_lpo.policy import Policy, load_policy
 from i2b_lpo.rollout import roll_out

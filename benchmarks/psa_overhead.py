@@ -16,8 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from _overhead import against, take_turns
-from _paired import machine, report
+from _paired import REST, against, interleave, machine, report
 
 from i2b_lpo.branching import choose_forks
 from i2b_lpo.config import BranchConfig
@@ -132,7 +131,8 @@ def main() -> None:
     shapes: dict[str, dict[str, Any]] = {}
     for questions, samples, k in SHAPES:
         prefixes = forked(policy, questions, samples)
-        times = take_turns(contenders(policy, prefixes, k, args.tokens, Strength()), args.repeats)
+        works = contenders(policy, prefixes, k, args.tokens, Strength())
+        times = interleave(works, args.repeats, rest=REST)
         rows = questions * samples * k
         print(f"{rows} rows ({questions} questions, M={samples}, K={k}), {args.tokens} tokens each")
         print(f"  {'':24}{'seconds':>9}{'us/token':>10}{'ratio':>7}{'turns':>7}{'cpu ratio':>11}")

@@ -18,10 +18,11 @@ from transformers.cache_utils import Cache
 from i2b_lpo.cache import KeyValues, gather, new_cache, take_rows
 from i2b_lpo.entropy import expected_surprisal
 from i2b_lpo.inject import check_injectable, injected, slot_mask
+from i2b_lpo.padding import left_pad
 from i2b_lpo.policy import Policy
 from i2b_lpo.psa import Injection
 
-__all__ = ["Decoded", "Prefix", "Sampling", "decode", "decode_branches", "left_pad", "read_plain"]
+__all__ = ["Decoded", "Prefix", "Sampling", "decode", "decode_branches", "read_plain"]
 
 
 @dataclass(frozen=True)
@@ -130,17 +131,6 @@ class _Rows:
             self.cache.batch_select_indices(keep)
             if self.injection is not None:
                 self.injection = self.injection.select(keep)
-
-
-def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Left-padded ids (B, T) and their attention mask (B, T) of 0 and 1."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = torch.tensor(row)
-        mask[i, width - len(row) :] = 1
-    return ids, mask
 
 
 def _keep_nucleus(probs: Tensor, top_p: float) -> Tensor:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 
 from i2b_lpo.logprobs import policy_logprobs
+from i2b_lpo.padding import mark, right_pad
 from i2b_lpo.policy import Policy
 from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.verify import verify_batch
@@ -72,13 +73,8 @@ def teacher_force(policy: Policy, question: Question, texts: Sequence[str]) -> T
             f"Prompt and text take {width} tokens and {policy.name} has {room} positions; "
             "shorten the text."
         )
-    ids = torch.full((len(rows), width), policy.pad_id)
-    new = torch.zeros(len(rows), width, dtype=torch.long)
-    for at, row in enumerate(rows):
-        ids[at, : len(prompt) + len(row)] = torch.tensor([*prompt, *row])
-        new[at, len(prompt) : len(prompt) + len(row)] = 1
-    attended = new.clone()
-    attended[:, : len(prompt)] = 1
+    ids, attended = right_pad([[*prompt, *row] for row in rows], policy.pad_id)
+    new = mark([(len(prompt), len(prompt) + len(row)) for row in rows], width)
     logp, entropy = (
         values[:, len(prompt) :].tolist()
         for values in policy_logprobs(

@@ -29,6 +29,7 @@ __all__ = [
     "load_policy",
     "make_policy",
     "save_policy",
+    "write_sums",
 ]
 
 BUNDLED = {
@@ -110,6 +111,12 @@ def check_sums(folder: Path) -> None:
                 f"The bundled file {path} is damaged ({found[:12]} is not {expected[:12]}); "
                 "install the package again."
             )
+
+
+def write_sums(folder: Path, files: Iterable[str]) -> None:
+    """Write the `sha256.json` that `check_sums` compares with."""
+    sums = {f: hashlib.sha256((folder / f).read_bytes()).hexdigest() for f in files}
+    (folder / "sha256.json").write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
 
 
 def load_policy(

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -133,12 +134,12 @@ class Injection:
         )
 
 
-class Fusion(nn.Module):
+class Fusion(nn.Module, ABC):
     """A way for z to enter: a map from latents to an `Injection`."""
 
+    @abstractmethod
     def forward(self, z: Tensor, strength: Strength) -> Injection:
         """Project the latents z, (B, d_z)."""
-        raise NotImplementedError
 
 
 def _maps(*shape: int) -> nn.Parameter:

@@ -1,4 +1,4 @@
-"""From traces to tensors: samples with advantages → packed micro-batches (METHOD §6)."""
+"""From traces to tensors: samples with advantages → padded batches (METHOD §6)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from i2b_lpo.padding import mark, right_pad
 from i2b_lpo.trace import Rollout, Trace
 
-__all__ = ["Batch", "Sample", "micro_batches", "pack", "samples_of"]
+__all__ = ["Batch", "Sample", "pack", "samples_of"]
 
 
 @dataclass(frozen=True)
@@ -83,26 +84,18 @@ def samples_of(
 
 def pack(samples: Sequence[Sample], pad_id: int, device: torch.device | str = "cpu") -> Batch:
     """Right-pad samples into one batch. Positions line up: column t of every tensor is token t."""
-    width = max(map(len, samples))
-    shape = (len(samples), width)
-    ids = torch.full(shape, pad_id)
-    attention = torch.zeros(shape, dtype=torch.long)
-    mask = torch.zeros(shape, dtype=torch.bool)
-    old, factors = torch.zeros(shape), torch.ones(shape)
-    since = torch.full(shape, -1)
+    ids, attention = right_pad([(*s.prompt_ids, *s.rollout.ids) for s in samples], pad_id)
+    width = ids.shape[1]
+    mask = mark([(len(s) - s.new_tokens, len(s)) for s in samples], width).bool()
+    old, factors = torch.zeros(ids.shape), torch.ones(ids.shape)
+    since = torch.full(ids.shape, -1)
     size = max((len(s.rollout.branch.z) for s in samples if s.rollout.branch), default=0)
     z = torch.zeros(len(samples), size)
     for row, sample in enumerate(samples):
-        start, end = len(sample.prompt_ids) + sample.start, len(sample)
-        own = sample.rollout.logprobs[sample.start :]
-        ids[row, :end] = torch.tensor([*sample.prompt_ids, *sample.rollout.ids])
-        attention[row, :end] = 1
-        mask[row, start:end] = True
-        old[row, start:end] = torch.tensor(
-            own if sample.old_logprobs is None else sample.old_logprobs
-        )
+        own = sample.old_logprobs or sample.rollout.logprobs[sample.start :]
+        old[row, mask[row]] = torch.tensor(own)
         if sample.weights is not None:
-            factors[row, start:end] = torch.tensor(sample.weights)
+            factors[row, mask[row]] = torch.tensor(sample.weights)
         branch = sample.rollout.branch
         if branch is not None and branch.z:
             since[row] = torch.arange(width) - (branch.p - 1)
@@ -118,14 +111,3 @@ def pack(samples: Sequence[Sample], pad_id: int, device: torch.device | str = "c
         since=since.to(device),
         z=z.to(device) if size else None,
     )
-
-
-def micro_batches(samples: Sequence[Sample], tokens: int) -> list[list[Sample]]:
-    """Split samples, sorted by length, into batches of at most `tokens` padded tokens each."""
-    batches: list[list[Sample]] = []
-    for sample in sorted(samples, key=len):  # so each sample is the longest of its batch so far
-        if batches and (len(batches[-1]) + 1) * len(sample) <= tokens:
-            batches[-1].append(sample)
-        else:
-            batches.append([sample])
-    return batches

@@ -23,9 +23,11 @@ from itertools import accumulate, islice
 import torch
 
 from i2b_lpo.config import IBConfig
+from i2b_lpo.filters import FILTERS
 from i2b_lpo.grpo import advantages
-from i2b_lpo.ib import ESTIMATORS, FILTERS, Evidence, reference_length
+from i2b_lpo.ib import ESTIMATORS, Evidence, reference_length
 from i2b_lpo.logprobs import policy_logprobs
+from i2b_lpo.padding import mark, micro_batches, right_pad
 from i2b_lpo.policy import Policy
 from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.verify import extract_boxed
@@ -174,22 +176,15 @@ def _teacher_force(
             "the length limit of the rollouts."
         )
     found: dict[Row, tuple[tuple[float, ...], tuple[float, ...]]] = {}
-    for batch in _batches(rows, micro_tokens):
-        width = len(batch[-1][0]) + len(batch[-1][1])
-        ids = torch.full((len(batch), width), policy.pad_id)
-        attended = torch.zeros(len(batch), width, dtype=torch.long)
-        new = torch.zeros(len(batch), width, dtype=torch.bool)
-        for at, (context, own) in enumerate(batch):
-            end = len(context) + len(own)
-            ids[at, :end] = torch.tensor([*context, *own])
-            attended[at, :end] = 1
-            new[at, len(context) : end] = True
-        device = policy.device
+    # Different rows only: equal ones are passed once.
+    for batch in micro_batches(dict.fromkeys(rows), micro_tokens, lambda r: len(r[0]) + len(r[1])):
+        ids, attended = right_pad([context + own for context, own in batch], policy.pad_id)
+        new = mark([(len(a), len(a) + len(b)) for a, b in batch], ids.shape[1])
         measured = policy_logprobs(
             policy.model,
-            ids.to(device),
-            attended.to(device),
-            new.to(device),
+            ids.to(policy.device),
+            attended.to(policy.device),
+            new.to(policy.device),
             temperature=1.0,
             vocab_size=policy.vocab_size,
         )
@@ -198,18 +193,6 @@ def _teacher_force(
             part = slice(len(context), len(context) + len(own))
             found[batch[at]] = tuple(logp[at][part]), tuple(entropy[at][part])
     return [found[row] for row in rows]
-
-
-def _batches(rows: Sequence[Row], micro_tokens: int) -> list[list[Row]]:
-    """Different rows, shortest first, in batches of at most `micro_tokens` padded tokens."""
-    batches: list[list[Row]] = []
-    for row in sorted(dict.fromkeys(rows), key=lambda row: len(row[0]) + len(row[1])):
-        width = len(row[0]) + len(row[1])
-        if batches and (len(batches[-1]) + 1) * width <= micro_tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
 
 
 def gather_evidence(

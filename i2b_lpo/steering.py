@@ -18,10 +18,11 @@ from torch import Tensor
 
 from i2b_lpo.inject import shape_of
 from i2b_lpo.latent import SAMPLERS, Gaussian, LatentModel, masked_mean
+from i2b_lpo.padding import mark, micro_batches, right_pad
 from i2b_lpo.policy import BUNDLED, Policy, asset_path, check_sums
 from i2b_lpo.psa import FUSIONS, Fusion, Injection, Shape, Strength
 
-__all__ = ["Steering", "embed", "load_steering", "new_steering", "save_steering"]
+__all__ = ["Steering", "embed", "embed_pairs", "load_steering", "new_steering", "save_steering"]
 
 SETTINGS = "steering.json"
 WEIGHTS = "steering.safetensors"
@@ -47,21 +48,17 @@ class Steering:
     strength: Strength
     card: dict[str, Any] = field(default_factory=dict)
 
+    @torch.no_grad()
     def prior(self, policy: Policy, prefixes: Sequence[Sequence[int]]) -> Gaussian:
         """P(z|c) of each prefix c, a list of token ids."""
-        spans = [(0, len(c)) for c in prefixes]
-        with torch.no_grad():
-            return self.cvae.prior(embed(policy, prefixes, spans))
+        return self.cvae.prior(embed(policy, prefixes, [(0, len(c)) for c in prefixes]))
 
+    @torch.no_grad()
     def posterior(
         self, policy: Policy, prefixes: Sequence[Sequence[int]], rest: Sequence[Sequence[int]]
     ) -> Gaussian:
         """Q(z|c, continuation): which z would lead from the prefix to this continuation."""
-        whole = [[*c, *o] for c, o in zip(prefixes, rest, strict=True)]
-        ends = [(len(c), len(w)) for c, w in zip(prefixes, whole, strict=True)]
-        with torch.no_grad():
-            before = embed(policy, prefixes, [(0, len(c)) for c in prefixes])
-            return self.cvae.posterior(before, embed(policy, whole, ends))
+        return self.cvae.posterior(*embed_pairs(policy, prefixes, rest))
 
     def draw(
         self,
@@ -113,19 +110,10 @@ def embed(
             raise ValueError(
                 f"Row {at} has {len(row)} tokens, of which {start}..{end} is no span to average."
             )
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found: list[Tensor] = [torch.empty(0)] * len(rows)
-    while order:
-        # From the longest row down, as many as fit.
-        part = order[-max(1, tokens // len(rows[order[-1]])) :]
-        del order[-len(part) :]
-        width = max(len(rows[i]) for i in part)
-        ids = torch.full((len(part), width), policy.pad_id)
-        attended, counted = torch.zeros_like(ids), torch.zeros_like(ids)
-        for at, i in enumerate(part):
-            ids[at, : len(rows[i])] = torch.tensor(rows[i])
-            attended[at, : len(rows[i])] = 1
-            counted[at, slice(*spans[i])] = 1
+    for part in micro_batches(range(len(rows)), tokens, lambda i: len(rows[i])):
+        ids, attended = right_pad([rows[i] for i in part], policy.pad_id)
+        counted = mark([spans[i] for i in part], ids.shape[1])
         ids, attended, counted = (t.to(policy.device) for t in (ids, attended, counted))
         states = policy.model.get_decoder()(
             input_ids=ids, attention_mask=attended, use_cache=False
@@ -133,6 +121,16 @@ def embed(
         for i, row in zip(part, masked_mean(states, counted), strict=True):
             found[i] = row
     return torch.stack(found)
+
+
+def embed_pairs(
+    policy: Policy, prefixes: Sequence[Sequence[int]], rest: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of prefixes c and of their continuations, read after c, each (B, d)."""
+    whole = [[*c, *o] for c, o in zip(prefixes, rest, strict=True)]
+    ends = [(len(c), len(w)) for c, w in zip(prefixes, whole, strict=True)]
+    before = embed(policy, prefixes, [(0, len(c)) for c in prefixes])
+    return before, embed(policy, whole, ends)
 
 
 def new_steering(

@@ -27,8 +27,8 @@ from tqdm.auto import tqdm
 from i2b_lpo.branching import grow_trees
 from i2b_lpo.config import RunConfig
 from i2b_lpo.decode import Sampling
+from i2b_lpo.filters import kept_share, renormalise
 from i2b_lpo.grpo import advantages, informative_groups, overlong_penalty
-from i2b_lpo.ib import kept_share, renormalise
 from i2b_lpo.metrics import rep_n
 from i2b_lpo.policy import Policy, save_policy
 from i2b_lpo.samples import samples_of
@@ -67,14 +67,21 @@ def reward_table(traces: Sequence[Trace], *, step: int = 0) -> Tensor:
     return torch.tensor([[r.reward for r in t.rollouts] for t in traces], dtype=torch.float32)
 
 
-def score(traces: Sequence[Trace], rewards: Tensor, config: RunConfig) -> Tensor:
-    """Advantages (Q, G) as the variant takes them, overlong penalty included."""
+def score(
+    traces: Sequence[Trace], rewards: Tensor, config: RunConfig, *, kept: Tensor | None = None
+) -> Tensor:
+    """Advantages (Q, G) as the variant takes them, overlong penalty included.
+
+    Of all G trajectories, or with `kept` (Q, G) of the kept ones alone.
+    """
     variant = variant_of(config)
     if variant.overlong_cache:
         longest = config.rollout.max_new_tokens
         cache = max(1, int(variant.overlong_cache * longest))
         lengths = torch.tensor([[len(r) for r in t.rollouts] for t in traces])
         rewards = rewards + overlong_penalty(lengths, max_length=longest, cache=cache)
+    if kept is not None:
+        return renormalise(rewards, kept, scale=variant.scale)
     return advantages(rewards, scale=variant.scale)
 
 
@@ -93,7 +100,7 @@ def select(traces: Sequence[Trace], scores: Tensor, learner: Learner) -> tuple[l
     filtered = filter_traces(scored, config.ib)
     if config.ib.renormalise:
         kept = torch.tensor([[r.kept for r in t.rollouts] for t in filtered])
-        scores = renormalise(reward_table(filtered), kept)
+        scores = score(filtered, reward_table(filtered), config, kept=kept)
     return filtered, scores
 
 

@@ -21,21 +21,14 @@ from tqdm.auto import tqdm
 from i2b_lpo.config import LatentConfig
 from i2b_lpo.decode import Sampling
 from i2b_lpo.entropy import choose_fork
-from i2b_lpo.latent import (
-    Elbo,
-    active_units,
-    cluster_weights,
-    elbo,
-    kl_per_dimension,
-    mutual_information,
-    selector_log_prob,
-    shuffled_information,
-)
+from i2b_lpo.latent import Elbo, cluster_weights, elbo, kl_per_dimension, selector_log_prob
 from i2b_lpo.logprobs import policy_logprobs
+from i2b_lpo.padding import mark, right_pad
 from i2b_lpo.policy import Policy
+from i2b_lpo.probe import active_units, mutual_information, shuffled_information
 from i2b_lpo.psa import Injection, Strength
 from i2b_lpo.rollout import roll_out
-from i2b_lpo.steering import Steering, embed, new_steering
+from i2b_lpo.steering import Steering, embed_pairs, new_steering
 from i2b_lpo.tasks import Task
 from i2b_lpo.trace import Question, Trace
 
@@ -140,17 +133,12 @@ def continuation_logprobs(
     policy: Policy, examples: Sequence[Example], injection: Injection | None, horizon: int
 ) -> Tensor:
     """Log π(continuation|c, z) of each example, summed over its first `horizon` tokens, (B,)."""
-    rows = [[*e.prefix, *e.rest[:horizon]] for e in examples]
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), policy.pad_id)
-    attended, new = torch.zeros_like(ids), torch.zeros_like(ids)
-    since = torch.arange(width).repeat(len(rows), 1)
-    for at, (row, example) in enumerate(zip(rows, examples, strict=True)):
-        p = len(example.prefix)
-        ids[at, : len(row)] = torch.tensor(row)
-        attended[at, : len(row)] = 1
-        new[at, p : len(row)] = 1
-        since[at] -= p - 1  # the row of token p − 1 predicts the first token of the continuation
+    rows = [(*e.prefix, *e.rest[:horizon]) for e in examples]
+    ids, attended = right_pad(rows, policy.pad_id)
+    p = torch.tensor([len(e.prefix) for e in examples])
+    new = mark([(len(e.prefix), len(r)) for e, r in zip(examples, rows, strict=True)], ids.shape[1])
+    # The row of token p − 1 predicts the first token of the continuation.
+    since = torch.arange(ids.shape[1]) - (p[:, None] - 1)
     ids, attended, new, since = (t.to(policy.device) for t in (ids, attended, new, since))
     logp, _ = policy_logprobs(
         policy.model, ids, attended, new,
@@ -294,11 +282,7 @@ def embed_examples(
     policy: Policy, examples: Sequence[Example], horizon: int
 ) -> tuple[Tensor, Tensor]:
     """Embeddings of prefixes and of continuations (up to `horizon` tokens), each (N, d)."""
-    prefixes = [e.prefix for e in examples]
-    whole = [(*e.prefix, *e.rest[:horizon]) for e in examples]
-    before = embed(policy, prefixes, [(0, len(c)) for c in prefixes])
-    ends = [(len(c), len(w)) for c, w in zip(prefixes, whole, strict=True)]
-    return before, embed(policy, whole, ends)
+    return embed_pairs(policy, [e.prefix for e in examples], [e.rest[:horizon] for e in examples])
 
 
 @torch.no_grad()

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from i2b_lpo.config import RunConfig
 from i2b_lpo.grpo import VARIANTS, Variant, policy_loss
 from i2b_lpo.logprobs import policy_logprobs
+from i2b_lpo.padding import micro_batches
 from i2b_lpo.policy import Policy
-from i2b_lpo.samples import Batch, Sample, micro_batches, pack
+from i2b_lpo.samples import Batch, Sample, pack
 from i2b_lpo.steering import Steering
 from i2b_lpo.trace import Rollout
 
@@ -144,17 +145,17 @@ def without_z(learner: Learner, samples: Sequence[Sample]) -> list[Sample]:
     ]
     policy, cap = learner.policy, learner.config.grpo.ratio_cap
     scorer = TokenScorer(policy, learner.config.rollout.temperature)
-    place = {id(samples[i]): i for i in steered}
-    for part in micro_batches([samples[i] for i in steered], learner.config.grpo.micro_tokens):
-        batch = pack(part, policy.pad_id, policy.device)
+    tokens = learner.config.grpo.micro_tokens
+    for rows in micro_batches(steered, tokens, lambda i: len(samples[i])):
+        batch = pack([samples[i] for i in rows], policy.pad_id, policy.device)
         with torch.no_grad(), learner.accelerator.autocast():
             logp, _ = scorer(batch)
-        for at, sample in enumerate(part):
+        for at, i in enumerate(rows):
             plain = logp[at][batch.mask[at]].double()
-            own = torch.tensor(sample.rollout.logprobs[sample.start :], dtype=torch.float64)
-            weight = (plain - own.to(plain)).exp().clamp(max=cap)
-            ready[place[id(sample)]] = replace(
-                sample, old_logprobs=tuple(plain.tolist()), weights=tuple(weight.tolist())
+            own = plain.new_tensor(samples[i].rollout.logprobs[samples[i].start :])
+            weight = (plain - own).exp().clamp(max=cap)
+            ready[i] = replace(
+                samples[i], old_logprobs=tuple(plain.tolist()), weights=tuple(weight.tolist())
             )
     return ready
 
@@ -183,7 +184,7 @@ def update(learner: Learner, samples: Sequence[Sample], *, step: int = 0) -> dic
     active = [s for s in kept if s.advantage]
     if config.grpo.logprob == "plain":
         active = without_z(learner, active)
-    batches = micro_batches(active, config.grpo.micro_tokens)
+    batches = micro_batches(active, config.grpo.micro_tokens, len)
     # All processes divide by the sum of their counts, and make equally many passes.
     gathered = accelerator.gather(torch.tensor([[float(count), len(batches)]], device=device))
     normaliser, rounds = gathered[:, 0].sum().item(), int(gathered[:, 1].max())

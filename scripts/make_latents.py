@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
 import platform
 import time
 from datetime import date
-from pathlib import Path
 
 import torch
 
 from i2b_lpo.config import LatentConfig
-from i2b_lpo.policy import BUNDLED, asset_path, load_policy
+from i2b_lpo.policy import BUNDLED, asset_path, load_policy, write_sums
 from i2b_lpo.steering import SETTINGS, WEIGHTS, save_steering
 from i2b_lpo.tasks import load_task
 from i2b_lpo.train_latents import collect, steering_report, train_latents
@@ -95,9 +93,7 @@ def main() -> None:
         "date": date.today().isoformat(),
     }
     (folder / "README.md").write_text(CARD.format(**values), encoding="utf-8")
-    files = (SETTINGS, WEIGHTS, "README.md")
-    sums = {f: hashlib.sha256((folder / f).read_bytes()).hexdigest() for f in files}
-    Path(folder / "sha256.json").write_text(json.dumps(sums, indent=2) + "\n")
+    write_sums(folder, (SETTINGS, WEIGHTS, "README.md"))
     print(json.dumps(report, indent=2))
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import platform
 from datetime import date
@@ -22,7 +21,7 @@ import torch
 from i2b_lpo.config import preset
 from i2b_lpo.decode import Sampling
 from i2b_lpo.evaluate import entropy_profile, evaluate
-from i2b_lpo.policy import asset_path, load_policy, make_policy, save_policy
+from i2b_lpo.policy import asset_path, load_policy, make_policy, save_policy, write_sums
 from i2b_lpo.pretrain import PretrainConfig, build_model, build_tokenizer, pretrain
 from i2b_lpo.tasks import load_task
 from i2b_lpo.tasks.shop import STRATEGIES
@@ -41,12 +40,6 @@ SUMMED = (
 )
 
 
-def store(folder: Path) -> None:
-    """Write the checksums that loading compares."""
-    sums = {f: hashlib.sha256((folder / f).read_bytes()).hexdigest() for f in SUMMED}
-    (folder / "sha256.json").write_text(json.dumps(sums, indent=2) + "\n")
-
-
 def make_base() -> None:
     config = PretrainConfig()
     tokenizer = build_tokenizer(config)
@@ -56,7 +49,7 @@ def make_base() -> None:
     save_policy(make_policy(model.to(torch.bfloat16), tokenizer, name="tiny-base"), folder)
     record = {**dataclasses.asdict(config), "last_250_loss": sum(losses[-250:]) / 250}
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    store(folder)
+    write_sums(folder, SUMMED)
 
 
 def make_grpo(run: Path) -> None:
@@ -71,7 +64,7 @@ def make_grpo(run: Path) -> None:
     folder = asset_path("tiny-grpo")
     save_policy(policy, folder)
     (folder / "training.json").write_text(json.dumps(config.to_json(), indent=2) + "\n")
-    store(folder)
+    write_sums(folder, SUMMED)
 
 
 def measure(name: str) -> None:

@@ -22,8 +22,8 @@ from i2b_lpo.decode import (
     _draw,
     _keep_nucleus,
     decode,
-    left_pad,
 )
+from i2b_lpo.padding import left_pad
 from i2b_lpo.policy import Policy
 
 QUESTIONS = (

@@ -112,8 +112,8 @@ def test_fusions_by_name() -> None:
     }
     with pytest.raises(TypeError):
         FUSIONS["other"] = PSA  # type: ignore[index]
-    with pytest.raises(NotImplementedError):
-        Fusion()(latents(), FULL)
+    with pytest.raises(TypeError, match="abstract"):
+        Fusion()  # type: ignore[abstract]
 
 
 @pytest.mark.parametrize(

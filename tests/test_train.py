@@ -33,9 +33,10 @@ from i2b_lpo.config import GRPOConfig, OptimizerConfig, RolloutConfig, RunConfig
 from i2b_lpo.decode import Sampling
 from i2b_lpo.grpo import VARIANTS, loss_normaliser, policy_loss
 from i2b_lpo.logprobs import policy_logprobs
+from i2b_lpo.padding import micro_batches
 from i2b_lpo.policy import Policy
 from i2b_lpo.rollout import roll_out
-from i2b_lpo.samples import Batch, Sample, micro_batches, pack, samples_of
+from i2b_lpo.samples import Batch, Sample, pack, samples_of
 from i2b_lpo.tasks import load_task
 from i2b_lpo.tasks.shop import Labels
 from i2b_lpo.trace import Question, Rollout, Trace
@@ -241,7 +242,7 @@ def test_the_update_equals_a_dense_reference(variant: str, alpha: float) -> None
     learner = learner_of(config)
     policy = learner.policy
     samples = scored(policy, config)
-    assert len(micro_batches([s for s in samples if s.advantage], 70)) >= 3
+    assert len(micro_batches([s for s in samples if s.advantage], 70, len)) >= 3
     metrics, found = gradients(learner, samples)
     loss = dense_loss(policy, samples, config)
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-10)
@@ -362,7 +363,7 @@ def test_pack_puts_every_number_in_its_place(samples: list[Sample]) -> None:
 def test_micro_batches_hold_every_sample_once_within_the_limit(
     samples: list[Sample], tokens: int
 ) -> None:
-    batches = micro_batches(samples, tokens)
+    batches = micro_batches(samples, tokens, len)
     assert sorted(map(id, (s for b in batches for s in b))) == sorted(map(id, samples))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(map(len, batch)) <= tokens
@@ -673,7 +674,7 @@ def test_non_finite_numbers_are_refused_before_any_change(
 ) -> None:
     learner = learner_of(setting(micro_tokens=100, alpha=0.005))
     samples = scored(learner.policy, SMALL)
-    assert len(micro_batches([s for s in samples if s.advantage], 100)) >= 2
+    assert len(micro_batches([s for s in samples if s.advantage], 100, len)) >= 2
     before = parameters(learner.policy)
     tensor = damage(learner, monkeypatch)
     with pytest.raises(FloatingPointError, match=f"Step 7: {tensor}") as caught:

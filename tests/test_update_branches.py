@@ -281,9 +281,11 @@ def test_a_step_scores_the_whole_group_before_it_filters() -> None:
     assert kept == {False}
 
 
-def test_renormalised_advantages_are_those_of_the_kept() -> None:
+@pytest.mark.parametrize("variant", ["grpo", "dr_grpo"])
+def test_renormalised_advantages_are_the_variants_own_of_the_kept(variant: str) -> None:
     policy, steering = policy_and_steering(torch.float32)
-    config = replace(CONFIG, ib=IBConfig(renormalise=True))
+    grpo = replace(CONFIG.grpo, variant=variant)
+    config = replace(CONFIG, ib=IBConfig(renormalise=True), grpo=grpo)
     learner = build_learner(policy, config, steering=steering)
     record = train_step(learner, FakeTask(), 0)
     for trace, rewards, scores in zip(
@@ -292,7 +294,8 @@ def test_renormalised_advantages_are_those_of_the_kept() -> None:
         kept = torch.tensor([r.kept for r in trace.rollouts])
         own = rewards[kept]
         if own.unique().numel() > 1:
-            torch.testing.assert_close(scores[kept], (own - own.mean()) / (own.std() + 1e-4))
+            divisor = own.std() + 1e-4 if variant == "grpo" else 1.0
+            torch.testing.assert_close(scores[kept], (own - own.mean()) / divisor)
         assert (scores[~kept] == 0).all()
 
 

@@ -151,7 +151,7 @@ def kl_bars(kl_per_dimension: Sequence[float], active: Sequence[bool]) -> View:
 
     Args:
         kl_per_dimension: mean over the examples, d_z numbers from 0 up.
-        active: whether each dimension varies with the example (`latent.active_units`).
+        active: whether each dimension varies with the example (`probe.active_units`).
 
     Raises:
         ValueError: there is no dimension, not one flag for each, or a KL below 0 or not finite.
