@@ -53,7 +53,11 @@ _FONT = re.compile(r"\\(?:math(?:rm|bf|it|sf)|text(?:bf|it|rm|sf|normal)|[mh]box
 _AND = re.compile(r"\s*(?:\\text\{[\s,;]*(?:and|or)\s*\}|,?\s(?:and|or)(?=\s))\s*")
 _INEQUALITY = re.compile(r"[<>]|\\(?:[lg](?:eq?|eqslant|t)|neq?)(?![A-Za-z])")
 _HALF_DAY = re.compile(r"\s*(?:\\text\{\s*)?([ap])\.?\s?m\b\.?\s*\}?$", re.IGNORECASE)
-_UNIT = re.compile(r"(?<=[\w)}\]%])(?:(?:/|\\cdot )?\\text\{[^{}]*\}(?:\^(?:\d|\{-?\d\}))?)+$")
+# A second answer is no unit: 5\text{ or 6}, x\text{, y=3}. A digit may only be a power: m/s^2, cm2.
+_UNIT = re.compile(
+    r"(?<=[\w)}\]%])(?:(?:/|\\cdot )?\\text\{"
+    r"(?:[^{}\\<>=+\d]|(?<=[A-Za-z^])\d)*\}(?:\^(?:\d|\{-?\d\}))?)+$"
+)
 _BARE_UNIT = re.compile(
     r"(?:(?<=[\d }%])(?:[mck]m|[mk]?g|m[lL]|ft|lbs?|oz|hrs?|min|mph|sq)\b"
     r"|(?<=[ }%])[A-Za-z]{3,})[A-Za-z. ]*(?:\^(?:\d|\{\d\}))?$"
@@ -66,7 +70,7 @@ _BASE = re.compile(r"(-?\d+)_(?:(\d)|\{(\d+)\})")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1024)  # some 50 MB, were all of them long and strange
 def form_of(answer: str) -> Form:
     r"""Return an answer's form, whatever characters it has.
 

@@ -143,7 +143,7 @@ class _Reader:
         if self._accept("{"):
             return self._within("}")
         digit = self._text[self._at : self._at + 1]  # \frac12 is 1/2
-        if not digit.isdigit():
+        if not digit.isdecimal():  # ① is a digit, but no number to int()
             raise _NotRationalError
         self._at += 1
         return Fraction(int(digit))

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
@@ -29,8 +30,13 @@ __all__ = ["WorkerPool", "shared_pool"]
 START_LIMIT = 120.0  # seconds for importing math-verify on a busy machine
 GRACE = 2.0  # seconds the parent waits beyond a limit that the worker enforces itself
 KNOWN_PAIRS = 10_000  # outcomes a pool remembers
+LONGEST_KNOWN = 500  # characters of a pair it remembers; longer ones seldom come back
 PAIRS_PER_BUDGET = 64  # a batch gets twice the limit for each so many pairs
 SHORTEST_SLICE = 0.1  # seconds; most comparisons need a fifth of it
+LOST_TWICE = (
+    "two processes that compare answers ended before they answered, so the answer counts as "
+    "unparsable; is something short, such as memory or the number of processes?"
+)
 
 
 class WorkerLostError(RuntimeError):
@@ -197,7 +203,7 @@ class WorkerPool:
 
         `limit` does not include the wait for a free worker or for its import of math-verify. A
         worker that was killed from outside is replaced and the comparison repeated once; an answer
-        that ends two workers is ``unparsable``.
+        that ends two workers is ``unparsable``, with a warning.
 
         Args:
             gold: the reference answer, LaTeX.
@@ -220,11 +226,12 @@ class WorkerPool:
                         outcome = worker.compare(gold, answer, limit)
             except WorkerLostError:
                 continue
-            if outcome != "timeout":
+            if outcome != "timeout" and len(gold) + len(answer) <= LONGEST_KNOWN:
                 if len(self._known) >= KNOWN_PAIRS:
                     self._known.clear()
                 self._known[gold, answer] = outcome
             return outcome
+        warnings.warn(LOST_TWICE, RuntimeWarning, stacklevel=2)
         return "unparsable"
 
     def compare_many(self, pairs: Sequence[tuple[str, str]], limit: float) -> list[Outcome]:

@@ -17,6 +17,7 @@ used.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -32,6 +33,7 @@ __all__ = ["Outcome", "serve"]
 Outcome = Literal["correct", "wrong", "unparsable", "timeout"]
 
 MEMORY_LIMIT = 512 * 2**20  # bytes one comparison may allocate above the idle worker
+ORPHAN_CHECK = 1.0  # seconds between two looks whether the parent lives
 DECIMAL_TOLERANCE = 1e-6  # relative: how close a decimal answer must come to an irrational one
 
 # Compared, each with the next, before the first request: the parser's tables fill up with the usual
@@ -217,10 +219,10 @@ def _limit_this_process(seconds: float) -> None:
     import resource
 
     # The timer's default action ends the process from outside Python, deep in C or not, and even
-    # when nobody is left to kill it. The parent may have ignored or blocked the signal.
+    # when nobody is left to kill it.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     signal.setitimer(signal.ITIMER_REAL, seconds)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core file in the user's folder
     try:
         with open("/proc/self/statm", encoding="ascii") as pages:
             used = int(pages.read().split()[0]) * resource.getpagesize()
@@ -257,9 +259,27 @@ def _compare_in_fork(request: dict[str, Any], inherited: Sequence[int]) -> Outco
     return "timeout" if ended else "unparsable"
 
 
+def _end_with_parent() -> None:
+    # The pipe's end comes late when a fork of the parent holds it open, or in a long comparison.
+    assert sys.platform != "win32"
+    parent = os.getppid()
+
+    def look(*_: object) -> None:
+        if os.getppid() != parent:
+            os.killpg(os.getpid(), signal.SIGKILL)
+
+    # The parent may have ignored or blocked these signals, and a process inherits that.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, look)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    signal.setitimer(signal.ITIMER_REAL, ORPHAN_CHECK, ORPHAN_CHECK)
+
+
 def serve(forks: bool) -> None:
-    """Answer one request line of JSON after the other until the parent closes the pipe."""
+    """Answer one request line of JSON after the other until the parent closes the pipe or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    if forks:
+        _end_with_parent()
     # math-verify and the parser print; the protocol keeps the real stdout to itself.
     pipe = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -282,7 +302,10 @@ def serve(forks: bool) -> None:
         if forks:
             outcome = _compare_in_fork(request, (0, pipe))
         else:
+            # The parent ends this process at the limit; if there is none any more, this does.
+            faulthandler.dump_traceback_later(request["limit"] + ORPHAN_CHECK, exit=True)
             outcome = outcome_of(request["gold"], request["answer"])
+            faulthandler.cancel_dump_traceback_later()
         send({"outcome": outcome})
 
 

@@ -18,7 +18,7 @@ from i2b_lpo.entropy import FORK_RULES, choose_fork
 from i2b_lpo.latent import SAMPLERS
 from i2b_lpo.policy import Policy
 from i2b_lpo.psa import FUSIONS
-from i2b_lpo.rollout import records, sample, verified
+from i2b_lpo.rollout import Reward, records, sample, verified
 from i2b_lpo.steering import Steering
 from i2b_lpo.trace import Branch, Question, Rollout, Trace
 
@@ -45,6 +45,7 @@ def grow_trees(
     generator: torch.Generator,
     batch: int = 128,
     on_batch: Callable[[int], None] | None = None,
+    reward: Reward | None = None,
 ) -> list[Trace]:
     """M verified rollouts a question, and K verified branches from a fork of each.
 
@@ -58,6 +59,7 @@ def grow_trees(
         generator: source of all randomness (on the CPU).
         batch: rows decoded at a time, at least one question's; it bounds the memory.
         on_batch: called after each batch with the number of questions it finished.
+        reward: takes the place of the verifier.
 
     Returns:
         One tree a question, of M(1+K) trajectories for one round.
@@ -85,7 +87,7 @@ def grow_trees(
             places = [(tree, i) for tree in range(len(part)) for i in range(samples)]
             roots = dict(zip(places, read, strict=True))
             found = branch_out(policy, found, roots, sampling, config, steering, generator)
-        trees += verified(found)
+        trees += verified(found, reward)
         if on_batch is not None:
             on_batch(len(part))
     return trees

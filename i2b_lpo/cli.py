@@ -12,7 +12,9 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -68,6 +70,10 @@ def _parser() -> _Parser:
         )
     for sub in (tour, train, latents):
         sub.add_argument("--steps", type=_positive, help="optimizer steps (the preset's)")
+    for sub in (train, evaluate):
+        sub.add_argument(
+            "--resume", action="store_true", help="go on with the run in --output that was stopped"
+        )
     train.add_argument("--preset", default="tiny", help="settings by name (tiny); see info")
     train.add_argument(
         "--method", default="grpo", choices=("grpo", "i2b-lpo"), help="which method (grpo)"
@@ -124,16 +130,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a bar in a Latin-1 file becomes "?"
         sys.stdout.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
+    python, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         _COMMANDS[arguments.command](arguments)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         message = " ".join(str(error).split())  # one line, whatever the message holds
         print(f"i2b-lpo {arguments.command}: {message}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ni2b-lpo: stopped.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        print(f"\ni2b-lpo: {str(stopped) or 'stopped.'}", file=sys.stderr)
+        return 128 + getattr(stopped, "number", signal.SIGINT)
+    finally:
+        warnings.formatwarning = python
     return 0
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
+    return f"i2b-lpo: {' '.join(str(message).split())}\n"
 
 
 def _need_new(folder: Path | None) -> None:
@@ -175,17 +188,22 @@ def _run_config(arguments: argparse.Namespace) -> RunConfig:
 
 def _train(arguments: argparse.Namespace) -> None:
     config = _run_config(arguments)
-    _need_new(arguments.output)
+    if not arguments.resume:
+        _need_new(arguments.output)
     import torch
+    from accelerate import PartialState
 
     from i2b_lpo.policy import load_policy
+    from i2b_lpo.sharding import own_device
     from i2b_lpo.tasks import load_task
     from i2b_lpo.train import train
 
     task = load_task(config.task, path=arguments.data)
     # Small updates would be lost in half-precision weights; on a GPU the passes run in bfloat16.
-    policy = load_policy(config.policy, device=arguments.device, dtype=torch.float32)
-    train(config, policy, task, output=arguments.output)
+    device = own_device(arguments.device)
+    policy = load_policy(config.policy, device=device, dtype=torch.float32)
+    train(config, policy, task, output=arguments.output, resume=arguments.resume)
+    PartialState().destroy_process_group()
     print(f"Policy and metrics: {arguments.output}")
 
 
@@ -244,25 +262,46 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    from i2b_lpo.config import RolloutConfig
     from i2b_lpo.decode import Sampling
     from i2b_lpo.evaluate import evaluate
     from i2b_lpo.policy import load_policy
-    from i2b_lpo.tasks import load_task
+    from i2b_lpo.storage import write_text
+    from i2b_lpo.tasks import load_task, without_long_prompts
     from i2b_lpo.trace import write_traces
 
-    _need_new(arguments.output)
+    output, parts = arguments.output, None
+    if output is not None:
+        parts = output / "unfinished"
+        if not arguments.resume:
+            _need_new(output)
+        elif not parts.is_dir():
+            raise ValueError(f"{output} holds no evaluation to go on with; leave out --resume.")
+    elif arguments.resume:
+        raise ValueError("--resume goes on with what is in --output; name its folder.")
     sampling = Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
     task = load_task(arguments.task, path=arguments.data)
-    questions = task.questions(arguments.split, arguments.questions, seed=arguments.seed)
     policy = load_policy(arguments.policy, device=arguments.device)
-    output = _new_folder(arguments.output) if arguments.output else None
-    result, traces = evaluate(
-        policy, task, questions, sampling=sampling, samples=arguments.samples, seed=arguments.seed
+    task = without_long_prompts(
+        task,
+        lambda question: len(policy.prompt_ids(question.text)),
+        max_prompt_tokens=RolloutConfig.max_prompt_tokens,
     )
+    questions = task.questions(arguments.split, arguments.questions, seed=arguments.seed)
+    try:
+        result, traces = evaluate(
+            policy, task, questions, sampling=sampling, samples=arguments.samples,
+            seed=arguments.seed, parts=parts,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "stopped; the same command with --resume goes on." if output else "stopped."
+        ) from None
     print(result)
-    if output:
-        (output / "evaluation.json").write_text(json.dumps(result.to_json(), indent=2) + "\n")
+    if output is not None and parts is not None:
         write_traces(output / "traces.jsonl", traces)
+        write_text(output / "evaluation.json", json.dumps(result.to_json(), indent=2) + "\n")
+        shutil.rmtree(parts)
 
 
 def _rollout(arguments: argparse.Namespace) -> None:

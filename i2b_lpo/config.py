@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from i2b_lpo.safety import redact
+from i2b_lpo.storage import write_text
+
 __all__ = [
     "PRESETS",
     "BranchConfig",
+    "CheckpointConfig",
     "EvaluationConfig",
     "GRPOConfig",
     "IBConfig",
@@ -33,13 +37,19 @@ def _need(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """First rollouts: `samples` M per question, and how their tokens are drawn."""
+    """First rollouts: `samples` M per question, and how their tokens are drawn.
+
+    Attributes:
+        batch: rows decoded at a time; it bounds the memory.
+        max_prompt_tokens: questions with longer prompts are left out, counted and listed [C].
+    """
 
     samples: int = 8
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 160
     batch: int = 128
+    max_prompt_tokens: int = 2048
 
     def __post_init__(self) -> None:
         _need(self.samples >= 1, f"rollout.samples is {self.samples}; give at least 1.")
@@ -183,8 +193,32 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """How often a run is saved, and how many of its newest checkpoints stay.
+
+    Attributes:
+        every: steps from one checkpoint to the next; a run that a signal ends, and a finished one,
+            are saved too. 0 saves nothing.
+        keep: checkpoints that stay. One takes 12 bytes a parameter: weights and AdamW's moments.
+    """
+
+    every: int = 10
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        _need(self.every >= 0, f"checkpoint.every is {self.every}; give 0 (none) or more steps.")
+        _need(self.keep >= 1, f"checkpoint.keep is {self.keep}; keep at least 1.")
+
+
+@dataclass(frozen=True)
 class RunConfig:
-    """One training run."""
+    """One training run.
+
+    Attributes:
+        questions: in a step, over all processes.
+        gradient_checkpointing: compute activations again in the backward pass; less memory.
+        shard: split weights, gradients and optimizer state over the processes (FSDP2).
+    """
 
     policy: str = "tiny-base"
     task: str = "shop"
@@ -197,7 +231,9 @@ class RunConfig:
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     gradient_checkpointing: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
         _need(self.steps >= 1, f"steps is {self.steps}; give at least 1.")
@@ -239,8 +275,8 @@ class RunConfig:
         return dataclasses.asdict(self)
 
     def save(self, path: Path) -> None:
-        """Write all settings as JSON."""
-        path.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+        """Write all settings as JSON, secrets replaced."""
+        write_text(path, json.dumps(redact(self.to_json()), indent=2) + "\n")
 
 
 @dataclass(frozen=True)

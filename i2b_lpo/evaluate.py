@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import math
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -27,7 +32,8 @@ from i2b_lpo.metrics import (
     self_rouge_l,
 )
 from i2b_lpo.policy import Policy
-from i2b_lpo.rollout import roll_out
+from i2b_lpo.rollout import Reward, roll_out
+from i2b_lpo.storage import write_text
 from i2b_lpo.tasks import Task
 from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.verify import equivalent, extract_boxed
@@ -40,6 +46,8 @@ __all__ = [
     "evaluate",
     "measure",
 ]
+
+UNDECIDED = ("timeout", "too_long", "unparsable")
 
 
 @dataclass(frozen=True)
@@ -155,7 +163,13 @@ def _accuracy(trace: Trace, greedy: Rollout | None) -> dict[str, float]:
     row = {} if greedy is None else {"greedy": float(greedy.reward == 1.0)}
     row |= {f"pass@{k}": pass_at_k(n, right, k) for k in powers}
     answers = [extract_boxed(r.text) for r in trace.rollouts]
-    row[f"maj@{n}"] = maj_at_k(answers, trace.question.answer, n, equivalent)
+    # What couldn't be read or decided once would cost its whole time limit with every other answer.
+    hopeless = {a for a, r in zip(answers, trace.rollouts, strict=True) if r.reason in UNDECIDED}
+
+    def same(a: str, b: str) -> bool:
+        return a == b or (hopeless.isdisjoint((a, b)) and equivalent(a, b))
+
+    row[f"maj@{n}"] = maj_at_k(answers, trace.question.answer, n, same)
     return row
 
 
@@ -188,8 +202,16 @@ def measure(
         raise ValueError("Every question needs the same number of rollouts; sample them together.")
     if greedy is not None and [t.question for t in greedy] != [t.question for t in traces]:
         raise ValueError("The greedy traces must be of the same questions in the same order.")
-    if any(r.reward is None for t in traces for r in t.rollouts):
-        raise ValueError("A rollout has no verdict; verify them first, e.g. make them by roll_out.")
+    for trace in traces:
+        for reward in (r.reward for r in trace.rollouts):
+            if reward is None:
+                raise ValueError(
+                    "A rollout has no verdict; verify them first, e.g. make them by roll_out."
+                )
+            if not math.isfinite(reward):
+                raise ValueError(
+                    f"The reward of question {trace.question.id} is {reward}; give finite rewards."
+                )
     rows: list[dict[str, float]] = []
     levels: dict[int, list[dict[str, float]]] = defaultdict(list)
     uses: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
@@ -244,7 +266,9 @@ def evaluate(
     samples: int = 8,
     seed: int = 0,
     batch: int = 128,
+    reward: Reward | None = None,
     progress: str = "evaluate",
+    parts: Path | None = None,
 ) -> tuple[Evaluation, list[Trace]]:
     """Greedy decoding, then `samples` rollouts a question, and all metrics.
 
@@ -258,22 +282,88 @@ def evaluate(
         samples: rollouts a question.
         seed: of the sampling; the same seed and batch give the same rollouts.
         batch: rows decoded at a time.
+        reward: takes the place of the verifier; a trajectory is right if it is 1.
         progress: label of the progress bar.
+        parts: folder in which each finished batch is kept, so that an evaluation that was stopped
+            goes on from there with the same result; remove it when the result is saved.
 
     Returns:
         The metrics, and the sampled traces they were computed from.
+
+    Raises:
+        ValueError: `parts` belongs to another evaluation; says what differs.
     """
     generator = torch.Generator().manual_seed(seed)
+    cold = dataclasses.replace(sampling, temperature=0.0, top_p=1.0)
+    passes = {"greedy": (cold, 1), "sampled": (sampling, samples)}
+    if parts is not None:
+        settings = {"samples": samples, "seed": seed, "batch": batch, **asdict(sampling)}
+        _open_parts(parts, policy, questions, settings)
+    done: dict[str, list[Trace]] = {}
     with tqdm(total=2 * len(questions), desc=progress, unit="question") as bar:
-        cold = dataclasses.replace(sampling, temperature=0.0, top_p=1.0)
-        greedy = roll_out(policy, questions, cold, batch=batch, on_batch=bar.update)
-        traces = roll_out(
-            policy,
-            questions,
-            sampling,
-            samples=samples,
-            generator=generator,
-            batch=batch,
-            on_batch=bar.update,
-        )
-    return measure(traces, task, greedy=greedy), traces
+        for name, (drawn, count) in passes.items():
+            width = max(1, batch // count)
+            done[name] = []
+            for start in range(0, len(questions), width):
+                chosen = questions[start : start + width]
+                file = None if parts is None else parts / f"{name}-{start:06}.json"
+                found = None if file is None else _read_part(file, generator)
+                if found is None:
+                    found = roll_out(
+                        policy, chosen, drawn, samples=count, generator=generator, batch=batch,
+                        reward=reward,
+                    )  # fmt: skip
+                    if file is not None:
+                        _write_part(file, found, generator)
+                done[name] += found
+                bar.update(len(chosen))
+    return measure(done["sampled"], task, greedy=done["greedy"]), done["sampled"]
+
+
+# --- what is kept of an evaluation under way ----------------------------------------------------
+
+
+def _open_parts(
+    parts: Path, policy: Policy, questions: Sequence[Question], settings: dict[str, Any]
+) -> None:
+    """Create the folder, or refuse one of another evaluation."""
+    weights = hashlib.sha256()
+    for tensor in policy.model.state_dict().values():
+        weights.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    asked = json.dumps([policy.prompts(questions), [q.answer for q in questions]])
+    settings |= {
+        "weights": weights.hexdigest(),
+        "questions": hashlib.sha256(asked.encode()).hexdigest(),
+    }
+    file = parts / "settings.json"
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if changed := [name for name in settings if before.get(name) != settings[name]]:
+            raise ValueError(
+                f"{parts} holds another evaluation, with other {', '.join(changed)}; go on with "
+                "what it was started with, or choose another folder."
+            )
+    else:
+        parts.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(settings, indent=2) + "\n")
+
+
+def _write_part(file: Path, traces: Sequence[Trace], generator: torch.Generator) -> None:
+    # With the generator's state, the next batch draws as if there had been no stop.
+    state = bytes(generator.get_state().tolist()).hex()
+    part = {"generator": state, "traces": [trace.to_json() for trace in traces]}
+    write_text(file, json.dumps(part))
+
+
+def _read_part(file: Path, generator: torch.Generator) -> list[Trace] | None:
+    if not file.is_file():
+        return None
+    try:
+        part = json.loads(file.read_text(encoding="utf-8"))
+        state = torch.tensor(list(bytes.fromhex(part["generator"])), dtype=torch.uint8)
+        traces = [Trace.from_json(trace) for trace in part["traces"]]
+    except (KeyError, TypeError, ValueError) as error:
+        warnings.warn(f"{file} is damaged ({error}); its batch is decoded again.", stacklevel=3)
+        return None
+    generator.set_state(state)
+    return traces

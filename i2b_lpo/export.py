@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 from i2b_lpo.policy import load_policy, save_policy
+from i2b_lpo.safety import redact
+from i2b_lpo.storage import write_text
 
 __all__ = ["export"]
 
@@ -15,12 +17,14 @@ def export(source: str, folder: Path, *, run: Path | None = None) -> None:
 
     Args:
         source: bundled name, folder or hub name of the policy.
-        folder: an existing folder to write to.
-        run: the folder of the run that trained it; its settings and last metrics go on the card.
+        folder: a new folder, or an earlier export.
+        run: the folder of the run that trained it; its settings and last metrics go on the card,
+            without secrets.
 
     Raises:
-        ValueError: `source` is no policy.
+        ValueError: `source` is no policy, or `folder` holds something else.
     """
+    folder = folder.expanduser()
     policy = load_policy(source)
     lines = ["---", "library_name: transformers", "tags: [i2b-lpo, grpo]", "---", ""]
     lines += [
@@ -32,8 +36,8 @@ def export(source: str, folder: Path, *, run: Path | None = None) -> None:
     if run is None:
         lines += [f"A copy of `{source}`.", ""]
     else:
-        config = json.loads((run / "config.json").read_text())
-        steps = (run / "metrics.jsonl").read_text().splitlines()
+        config = redact(json.loads((run / "config.json").read_text(encoding="utf-8")))
+        steps = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         lines += [
             "## Training",
             "",
@@ -54,4 +58,4 @@ def export(source: str, folder: Path, *, run: Path | None = None) -> None:
         "",
     ]
     save_policy(policy, folder)
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    write_text(folder / "README.md", "\n".join(lines))

@@ -255,7 +255,9 @@ def policy_logprobs(
                 "An injection needs since, the tokens since the fork, of shape (B, T)."
             )
         check_injectable(model, injection)
-        if model.training and model.is_gradient_checkpointing and hold is None:
+        # Not the model's own property, which changed its name within transformers 5.
+        repeated = any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
+        if model.training and repeated and hold is None:
             raise ValueError("With gradient checkpointing, give hold= and close it after backward.")
         log_gamma = injection.strength.log_gamma(since)
         if injection.keys is not None:

@@ -6,18 +6,18 @@ by the ordinary `AutoModelForCausalLM` / `AutoTokenizer`. Remote code is never r
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from i2b_lpo.safety import check_sums, check_weights, inside, redact, replaced
 from i2b_lpo.trace import Question
 
 __all__ = [
@@ -25,11 +25,10 @@ __all__ = [
     "BUNDLED",
     "Policy",
     "asset_path",
-    "check_sums",
+    "check_finite",
     "load_policy",
     "make_policy",
     "save_policy",
-    "write_sums",
 ]
 
 BUNDLED = {
@@ -41,6 +40,7 @@ BOXED_INSTRUCTION = "Please reason step by step, and put your final answer withi
 
 ARCHITECTURES = ("qwen2", "qwen3")
 INSTRUCTION_FILE = "instruction.txt"  # beside the weights, so that a saved policy is asked alike
+_PLACE = "\ue000"  # a private character that no template writes
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Policy:
             count as −∞ in decoding, log-prob and entropy alike.
         eos_ids: tokens that end a trajectory.
         instruction: appended to each question, after a blank line; "" for none.
+        warned: what was warned of, so that it is said once.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Policy:
     eos_ids: tuple[int, ...]
     pad_id: int
     instruction: str = ""
+    warned: list[str] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:
@@ -68,21 +70,82 @@ class Policy:
         return torch.device(self.model.device)
 
     def prompt_ids(self, question: str) -> list[int]:
-        """Token ids of the chat prompt for `question`, ready for the first new token."""
+        """Token ids of the chat prompt for `question`, ready for the first new token.
+
+        A question is text: where it holds what the tokenizer reads as a special token, such as
+        ``<|im_end|>``, its characters are encoded, so that it can't end its turn or open another.
+        Added tokens that aren't special, such as Qwen3's ``<think>``, do neither and stay tokens.
+
+        Raises:
+            ValueError: the tokenizer can't encode those characters, or the chat template doesn't
+                write the question as it is.
+        """
         content = f"{question}\n\n{self.instruction}" if self.instruction else question
+        prompt = self._rendered(content)
+        if not self._special_in(content):
+            return self._encoded(prompt)
+        head, _, tail = self._rendered(_PLACE).partition(_PLACE)
+        written = prompt[len(head) : len(prompt) - len(tail)]
+        ids = self._encoded(written, split_special_tokens=True)
+        told, kept = (
+            "".join(self.tokenizer.decode(i).split()) for i in (self._encoded(written), ids)
+        )
+        if head + written + tail != prompt or self._special_ids().intersection(ids) or told != kept:
+            raise ValueError(
+                f"{self.name} can't be given {question[:60]!r} as plain text: it holds special "
+                "tokens of its tokenizer; leave the question out."
+            )
+        return [*self._encoded(head), *ids, *self._encoded(tail)]
+
+    def prompts(self, questions: Iterable[Question], *, max_new_tokens: int = 0) -> list[list[int]]:
+        """`prompt_ids` of each question; warns once of questions that hold special tokens.
+
+        Raises:
+            ValueError: a prompt with `max_new_tokens` after it exceeds the model's positions, or
+                as `prompt_ids`.
+        """
+        asked = list(questions)
+        marked = [question.id for question in asked if self._special_in(question.text)]
+        if marked and not self.warned:
+            self.warned.append("special tokens")
+            warnings.warn(
+                f"{len(marked)} of {len(asked)} questions, first {marked[0]}, hold special tokens "
+                f"of {self.name}'s tokenizer in their text; these and all such to come are given "
+                "to it as plain text.",
+                stacklevel=2,
+            )
+        prompts = [self.prompt_ids(question.text) for question in asked]
+        room = self.model.config.max_position_embeddings
+        for question, prompt in zip(asked, prompts, strict=True):
+            if len(prompt) + max_new_tokens > room:
+                raise ValueError(
+                    f"The prompt of question {question.id} has {len(prompt)} tokens; with "
+                    f"{max_new_tokens} new ones it exceeds the {room} positions of {self.name}; "
+                    "shorten one of them, or leave such questions out with max_prompt_tokens."
+                )
+        return prompts
+
+    def _rendered(self, content: str) -> str:
         # Text first, then ids: `apply_chat_template(tokenize=True)` returns different types by
         # version. `enable_thinking` is read by Qwen3's template and ignored by the others.
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=False,
-            enable_thinking=False,
+        return str(
+            self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                tokenize=False,
+                enable_thinking=False,
+            )
         )
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def prompts(self, questions: Iterable[Question]) -> list[list[int]]:
-        """`prompt_ids` of each question."""
-        return [self.prompt_ids(question.text) for question in questions]
+    def _encoded(self, text: str, **settings: Any) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False, **settings))
+
+    def _special_ids(self) -> set[int]:
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {i for i, token in added if token.special} - {self.tokenizer.unk_token_id}
+
+    def _special_in(self, text: str) -> bool:
+        return not self._special_ids().isdisjoint(self._encoded(text))
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of `ids` without special tokens."""
@@ -96,27 +159,6 @@ class Policy:
 def asset_path(name: str) -> Path:
     """The folder of a bundled asset."""
     return Path(str(resources.files("i2b_lpo"))) / "assets" / name
-
-
-def check_sums(folder: Path) -> None:
-    """Compare every file named in `sha256.json` with its sum, before anything is loaded."""
-    sums = folder / "sha256.json"
-    if not sums.is_file():
-        raise ValueError(f"The bundled file {sums} is missing; install the package again.")
-    for file, expected in json.loads(sums.read_text(encoding="utf-8")).items():
-        path = folder / file
-        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-        if found != expected:
-            raise ValueError(
-                f"The bundled file {path} is damaged ({found[:12]} is not {expected[:12]}); "
-                "install the package again."
-            )
-
-
-def write_sums(folder: Path, files: Iterable[str]) -> None:
-    """Write the `sha256.json` that `check_sums` compares with."""
-    sums = {f: hashlib.sha256((folder / f).read_bytes()).hexdigest() for f in files}
-    (folder / "sha256.json").write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
 
 
 def load_policy(
@@ -137,8 +179,9 @@ def load_policy(
         instruction: default none for the bundled policies, `BOXED_INSTRUCTION` for all others.
 
     Raises:
-        ValueError: unknown name, another architecture than Qwen2 / Qwen3, a damaged bundled file,
-            or a tokenizer without chat template or end token.
+        ValueError: unknown name, another architecture than Qwen2 / Qwen3, weights that are
+            damaged, pickled, not finite or not those that were saved, or a tokenizer without chat
+            template or end token.
     """
     try:
         torch.empty(0, device=device)
@@ -147,17 +190,23 @@ def load_policy(
     name = str(name)
     bundled = name in BUNDLED
     source = asset_path(name) if bundled else Path(name).expanduser()
-    if bundled:
-        check_sums(source)
-    elif not source.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+    local = source.is_dir()
+    if not local and (shown := redact(name)) != name:
+        raise ValueError(
+            f"{shown} holds a password or token; give the plain name, and the token by `hf auth "
+            "login` or HF_TOKEN."
+        )
+    if not local and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise ValueError(
             f"No folder {name}; give an existing folder, a hub name, or a bundled policy "
             f"({', '.join(BUNDLED)})."
         )
-    where = str(source) if source.is_dir() else name
+    if local:
+        check_sums(source, bundled=bundled)
+    where = str(source) if local else name
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a strange config makes transformers raise anything
         raise ValueError(
             f"Can't load a policy from {name!r}; give a bundled policy ({', '.join(BUNDLED)}), a "
             "folder in Hugging Face format, or a hub name that this machine can reach."
@@ -167,6 +216,10 @@ def load_policy(
             f"{name} is a {config.model_type} model; this package works inside Qwen2 and Qwen3 "
             "models only, choose one of those."
         )
+    if local:
+        check_weights(source)
+    # A config can name a kernel of the hub as its attention, which would be fetched and run.
+    config._attn_implementation = "sdpa"
     device = torch.device(device)
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -174,6 +227,7 @@ def load_policy(
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
+            config=config,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
@@ -182,8 +236,9 @@ def load_policy(
         model, report = loaded
         if report["missing_keys"]:  # transformers fills them with random numbers
             raise ValueError(f"no weights for {min(report['missing_keys'])}")
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        first, *_ = str(error).splitlines()
+        check_finite(model.state_dict())
+    except Exception as error:  # as above
+        first, *_ = str(error).splitlines() or [type(error).__name__]
         raise ValueError(f"Can't load {name} ({first}); copy or download it again.") from error
     saved = source / INSTRUCTION_FILE
     if instruction is None and saved.is_file():
@@ -193,11 +248,32 @@ def load_policy(
     return make_policy(model.to(device).eval(), tokenizer, name=name, instruction=instruction)
 
 
-def save_policy(policy: Policy, folder: str | Path) -> None:
-    """Write model and tokenizer as an ordinary Hugging Face folder, in the model's own dtype."""
-    policy.model.save_pretrained(folder)
-    (Path(folder) / INSTRUCTION_FILE).write_text(policy.instruction, encoding="utf-8")
-    policy.tokenizer.save_pretrained(folder)
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError that names the first tensor with a NaN or an infinity."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds NaN or infinite weights")
+
+
+def save_policy(
+    policy: Policy, folder: str | Path, *, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write model and tokenizer as an ordinary Hugging Face folder, in the model's own dtype.
+
+    The folder is whole or not there; an earlier policy in it is replaced, other files are kept.
+    `weights` takes the place of the model's, where these are sharded.
+
+    Raises:
+        ValueError: `folder` holds files but no saved policy.
+        OSError: it can't be written, e.g. the disk is full; what was there is intact.
+    """
+    with replaced(folder, mark=INSTRUCTION_FILE) as part:
+        templates = policy.tokenizer.chat_template
+        for name in templates if isinstance(templates, dict) else ():  # each becomes a file
+            inside(folder, f"{name}.jinja")
+        policy.model.save_pretrained(part, state_dict=weights and dict(weights))
+        (part / INSTRUCTION_FILE).write_text(policy.instruction, encoding="utf-8")
+        policy.tokenizer.save_pretrained(part)
 
 
 def make_policy(model: Any, tokenizer: Any, *, name: str, instruction: str = "") -> Policy:

@@ -13,7 +13,10 @@ from i2b_lpo.policy import Policy
 from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.verify import verify_batch
 
-__all__ = ["records", "roll_out", "sample", "verified"]
+__all__ = ["Reward", "records", "roll_out", "sample", "verified"]
+
+Reward = Callable[[Question, str], float]
+"""A reward of one's own: the question and the text of a trajectory → a finite number."""
 
 
 def roll_out(
@@ -25,6 +28,7 @@ def roll_out(
     generator: torch.Generator | None = None,
     batch: int = 128,
     on_batch: Callable[[int], None] | None = None,
+    reward: Reward | None = None,
 ) -> list[Trace]:
     """Sample `samples` verified rollouts for each question.
 
@@ -36,6 +40,7 @@ def roll_out(
         generator: source of randomness; needed unless decoding is greedy.
         batch: rows decoded at a time (at least one question's samples); it bounds the memory.
         on_batch: called after each batch with the number of questions it finished.
+        reward: takes the place of the verifier.
 
     Returns:
         One trace a question; every rollout has `reward` 1.0 or 0.0 and the verdict's `reason`.
@@ -47,7 +52,7 @@ def roll_out(
     for start in range(0, len(questions), width):
         part = questions[start : start + width]
         found, _ = sample(policy, part, sampling, samples=samples, generator=generator)
-        traces += verified(found)
+        traces += verified(found, reward)
         if on_batch is not None:
             on_batch(len(part))
     return traces
@@ -67,7 +72,7 @@ def sample(
     Returns:
         One trace a question, and with `keep_read` the keys and values of each rollout, in order.
     """
-    prompts = policy.prompts(questions)
+    prompts = policy.prompts(questions, max_new_tokens=sampling.max_new_tokens)
     decoded = decode(
         policy, prompts, sampling, samples=samples, generator=generator, keep_read=keep_read
     )
@@ -109,8 +114,14 @@ def records(policy: Policy, decoded: Decoded) -> list[Rollout]:
     ]
 
 
-def verified(traces: Sequence[Trace]) -> list[Trace]:
-    """The traces with reward and reason of every trajectory, all verified in one batch."""
+def verified(traces: Sequence[Trace], reward: Reward | None = None) -> list[Trace]:
+    """The traces with reward and reason of every trajectory, all verified in one batch.
+
+    Raises:
+        RuntimeError: `reward` raised, or returned no number; names question and trajectory.
+    """
+    if reward is not None:
+        return [_rewarded(trace, reward) for trace in traces]
     verdicts = iter(
         verify_batch(
             [t.question.answer for t in traces for _ in t.rollouts],
@@ -125,3 +136,18 @@ def verified(traces: Sequence[Trace]) -> list[Trace]:
             rollouts.append(replace(rollout, reward=float(verdict.correct), reason=verdict.reason))
         judged.append(replace(trace, rollouts=tuple(rollouts)))
     return judged
+
+
+def _rewarded(trace: Trace, reward: Reward) -> Trace:
+    rollouts = []
+    for at, rollout in enumerate(trace.rollouts):
+        try:
+            value = float(reward(trace.question, rollout.text))
+        except Exception as error:  # it is the user's code: anything
+            raise RuntimeError(
+                f"The reward function failed on trajectory {at} of question {trace.question.id} "
+                f"({type(error).__name__}: {error}); no parameter was changed. Mend it, and go on "
+                "from the newest checkpoint."
+            ) from error
+        rollouts.append(replace(rollout, reward=value, reason="own reward"))
+    return replace(trace, rollouts=tuple(rollouts))

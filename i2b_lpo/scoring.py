@@ -16,7 +16,7 @@ Passes are made without z, at temperature 1. The formulas are in ib.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate, islice
 
@@ -27,6 +27,7 @@ from i2b_lpo.filters import FILTERS
 from i2b_lpo.grpo import advantages
 from i2b_lpo.ib import ESTIMATORS, Evidence, reference_length
 from i2b_lpo.logprobs import policy_logprobs
+from i2b_lpo.memory import halving, one_pass
 from i2b_lpo.padding import mark, micro_batches, right_pad
 from i2b_lpo.policy import Policy
 from i2b_lpo.trace import Question, Rollout, Trace
@@ -126,7 +127,10 @@ def _answer_form(policy: Policy, answer: str) -> tuple[tuple[int, ...], int]:
         raise ValueError("There is an empty answer; drop its question.")
     frame = r"\boxed{"
     coded = policy.tokenizer(
-        f"{frame}{bare}}}", add_special_tokens=False, return_offsets_mapping=True
+        f"{frame}{bare}}}",
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
     )
     before = sum(end <= len(frame) for _, end in coded["offset_mapping"])
     return tuple(coded["input_ids"]), before
@@ -175,24 +179,37 @@ def _teacher_force(
             f"A scored row takes {longest} tokens and {policy.name} has {room} positions; lower "
             "the length limit of the rollouts."
         )
-    found: dict[Row, tuple[tuple[float, ...], tuple[float, ...]]] = {}
-    # Different rows only: equal ones are passed once.
-    for batch in micro_batches(dict.fromkeys(rows), micro_tokens, lambda r: len(r[0]) + len(r[1])):
+    different = dict.fromkeys(rows)  # equal ones are passed once
+    found = halving(lambda tokens: _passes(policy, different, tokens), micro_tokens)
+    return [found[row] for row in rows]
+
+
+def _passes(
+    policy: Policy, rows: Iterable[Row], tokens: int
+) -> dict[Row, tuple[tuple[float, ...], tuple[float, ...]]]:
+    found = {}
+    for batch in micro_batches(rows, tokens, lambda r: len(r[0]) + len(r[1])):
         ids, attended = right_pad([context + own for context, own in batch], policy.pad_id)
         new = mark([(len(a), len(a) + len(b)) for a, b in batch], ids.shape[1])
-        measured = policy_logprobs(
-            policy.model,
-            ids.to(policy.device),
-            attended.to(policy.device),
-            new.to(policy.device),
-            temperature=1.0,
-            vocab_size=policy.vocab_size,
-        )
+        with one_pass(len(batch), ids.numel()):
+            measured = policy_logprobs(
+                policy.model,
+                ids.to(policy.device),
+                attended.to(policy.device),
+                new.to(policy.device),
+                temperature=1.0,
+                vocab_size=policy.vocab_size,
+            )
+        if not all(values.isfinite().all() for values in measured):
+            raise FloatingPointError(
+                f"Scoring: the log-probs of {policy.name} are not finite; its weights are damaged "
+                "or its training has diverged, load an earlier one."
+            )
         logp, entropy = (values.tolist() for values in measured)
         for at, (context, own) in enumerate(batch):
             part = slice(len(context), len(context) + len(own))
             found[batch[at]] = tuple(logp[at][part]), tuple(entropy[at][part])
-    return [found[row] for row in rows]
+    return found
 
 
 def gather_evidence(

@@ -19,8 +19,9 @@ from torch import Tensor
 from i2b_lpo.inject import shape_of
 from i2b_lpo.latent import SAMPLERS, Gaussian, LatentModel, masked_mean
 from i2b_lpo.padding import mark, micro_batches, right_pad
-from i2b_lpo.policy import BUNDLED, Policy, asset_path, check_sums
+from i2b_lpo.policy import BUNDLED, Policy, asset_path, check_finite
 from i2b_lpo.psa import FUSIONS, Fusion, Injection, Shape, Strength
+from i2b_lpo.safety import check_sums, redact, replaced
 
 __all__ = ["Steering", "embed", "embed_pairs", "load_steering", "new_steering", "save_steering"]
 
@@ -151,16 +152,20 @@ def new_steering(
 
 
 def save_steering(steering: Steering, folder: str | Path) -> None:
-    """Write weights (bfloat16) and settings; `load_steering` reads them back."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write weights (bfloat16) and settings; `load_steering` reads them back.
+
+    The folder is whole or not there; earlier latents in it are replaced, other files are kept.
+
+    Raises:
+        ValueError: `folder` holds files but no latents.
+        OSError: it can't be written, e.g. the disk is full; what was there is intact.
+    """
     tensors = {}
     for name, part in (("cvae", steering.cvae), ("fusion", steering.fusion)):
         for key, parameter in part.named_parameters():
             tensors[f"{name}.{key}"] = parameter.detach().to(torch.bfloat16).contiguous().cpu()
         for key, buffer in part.named_buffers():  # whose range bfloat16 would spoil
             tensors[f"{name}.{key}"] = buffer.contiguous().cpu()
-    save_file(tensors, folder / WEIGHTS)
     settings = {
         "policy": steering.policy,
         "fusion": steering.fusion_name,
@@ -169,19 +174,23 @@ def save_steering(steering: Steering, folder: str | Path) -> None:
         "width": steering.cvae.width,
         "card": steering.card,
     }
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    with replaced(folder, mark=SETTINGS) as new:
+        save_file(tensors, new / WEIGHTS)
+        text = json.dumps(redact(settings), indent=2) + "\n"
+        (new / SETTINGS).write_text(text, encoding="utf-8")
 
 
 def load_steering(policy: Policy, where: str | Path | None = None) -> Steering:
     """Load the steering of `policy`: its bundled one, or a folder of `i2b-lpo train-latents`.
 
     Raises:
-        ValueError: there is none (the message holds the command that makes it), it is damaged, or
-            it was made for a policy of other sizes.
+        ValueError: there is none (the message holds the command that makes it), it is damaged or
+            not what was saved, or it was made for a policy of other sizes.
     """
-    if where is None and policy.name in BUNDLED:
+    bundled = where is None and policy.name in BUNDLED
+    if bundled:
         folder = asset_path(f"{policy.name}-latents")
-        check_sums(folder)
+        check_sums(folder, bundled=True)
     else:
         folder = Path(where or f"{policy.name.replace('/', '--')}-latents").expanduser()
     if not (folder / SETTINGS).is_file():
@@ -190,11 +199,14 @@ def load_steering(policy: Policy, where: str | Path | None = None) -> Steering:
             f"i2b-lpo train-latents --policy {policy.name} --output {folder}"
         )
     try:
+        if not bundled:
+            check_sums(folder)
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         shape: Shape = shape_of(policy.model)
         cvae = LatentModel(shape.hidden, settings["d_z"], settings["width"])
         fusion = FUSIONS[settings["fusion"]](shape, settings["d_z"])
         tensors = load_file(folder / WEIGHTS)
+        check_finite(tensors)
         for name, part in (("cvae", cvae), ("fusion", fusion)):
             states = {
                 n.removeprefix(f"{name}."): t for n, t in tensors.items() if n.startswith(name)

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm as progress_bar
 from transformers.utils import logging
 
 import i2b_lpo
-from i2b_lpo.config import RunConfig, preset
+from i2b_lpo.config import CheckpointConfig, RunConfig, preset
 from i2b_lpo.decode import Sampling
 from i2b_lpo.evaluate import Evaluation, evaluate
 from i2b_lpo.metrics import Interval, paired_differences
@@ -75,7 +75,9 @@ def tour(output: Path, *, seed: int = 0, steps: int | None = None) -> Path:
     settings = replace(preset("tiny"), seed=seed)
     if steps is not None:
         settings = replace(settings, steps=steps)
-    configs = {name: settings.with_method(method) for name, method in FOLDERS.items()}
+    # Checkpoints would weigh more than the few minutes they save.
+    unsaved = CheckpointConfig(every=0)
+    configs = {n: replace(settings.with_method(m), checkpoint=unsaved) for n, m in FOLDERS.items()}
     task = load_task(settings.task)
     policy = load_policy(settings.policy)
     # The training loads them itself; here it is only to refuse before any work is done.

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from i2b_lpo.storage import write_text
+
 __all__ = ["Branch", "Question", "Rollout", "Score", "Trace", "read_traces", "write_traces"]
 
 
@@ -224,23 +226,23 @@ def _rollout(row: dict[str, Any]) -> Rollout:
 
 
 def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
-    """Write traces as JSON lines (ASCII, so any model text survives)."""
+    """Write traces as JSON lines (ASCII, so any model text survives), in one step."""
     # All of it before the file is opened: `traces` may come from that very file.
-    lines = [json.dumps(trace.to_json()) + "\n" for trace in traces]
-    with Path(path).open("w", encoding="ascii", newline="\n") as file:
-        file.writelines(lines)
+    write_text(Path(path), "".join(json.dumps(trace.to_json()) + "\n" for trace in traces))
 
 
 def read_traces(path: str | Path) -> Iterator[Trace]:
     """Read traces written by `write_traces`.
 
     Raises:
-        ValueError: a line is not a trace; the message names the file and the line.
+        ValueError: a line is not a trace, or cut off; the message names the file and the line.
     """
     # A byte beyond ASCII becomes an escape that JSON doesn't know, so its line is named below.
     with Path(path).open(encoding="ascii", errors="backslashreplace") as file:
         for number, line in enumerate(file, 1):
             try:
                 yield Trace.from_json(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
+            except (RecursionError, ValueError) as error:
+                cut = "it is cut off, as by a kill or a full disk; delete it to read the others."
+                what = error if line.endswith("\n") else cut
+                raise ValueError(f"{path}, line {number}: {what}") from error

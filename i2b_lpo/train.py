@@ -6,39 +6,53 @@
 Without branches and scores it is GRPO.
 
 Each stage is a function that hands on plain records, so a notebook can stop between any two. A
-step depends on (seed, step) alone, never on what was drawn before.
+step depends on the weights and (seed, step) alone, never on what was drawn before: a run that was
+killed goes on from a checkpoint as if nothing had been (`i2b_lpo.checkpoint`).
 """
 
 from __future__ import annotations
 
 import json
 import math
+import random
+import signal
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from i2b_lpo.branching import grow_trees
+from i2b_lpo.checkpoint import CHECKPOINTS, METRICS, newest_checkpoint, restore, save_checkpoint
 from i2b_lpo.config import RunConfig
 from i2b_lpo.decode import Sampling
 from i2b_lpo.filters import kept_share, renormalise
 from i2b_lpo.grpo import advantages, informative_groups, overlong_penalty
+from i2b_lpo.interrupt import Interrupted, Signals
+from i2b_lpo.memory import lowering
 from i2b_lpo.metrics import rep_n
 from i2b_lpo.policy import Policy, save_policy
+from i2b_lpo.rollout import Reward
 from i2b_lpo.samples import samples_of
 from i2b_lpo.scoring import check_names, filter_traces, score_traces
+from i2b_lpo.sharding import gathered, launcher_gone, together, unsharded
 from i2b_lpo.steering import Steering, load_steering
-from i2b_lpo.tasks import Task
+from i2b_lpo.storage import write_text
+from i2b_lpo.tasks import Task, without_long_prompts
 from i2b_lpo.trace import Trace
 from i2b_lpo.update import Learner, build_learner, update, variant_of
 
 __all__ = ["StepRecord", "reward_table", "score", "select", "train", "train_step"]
+
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -104,8 +118,36 @@ def select(traces: Sequence[Trace], scores: Tensor, learner: Learner) -> tuple[l
     return filtered, scores
 
 
-def train_step(learner: Learner, task: Task, step: int) -> StepRecord:
-    """Step `step` of a run: sample, branch, verify, score by group, select, update."""
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators, for dropout and rewards that draw; then they are as before."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        set_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def train_step(
+    learner: Learner, task: Task, step: int, *, reward: Reward | None = None
+) -> StepRecord:
+    """Step `step` of a run: sample, branch, verify, score by group, select, update.
+
+    `reward` takes the place of the verifier.
+    """
+    accelerator = learner.accelerator
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    seed = (learner.config.seed * 1_000_003 + step) * ranks + rank
+    with _seeded(seed % 2**32, learner.policy.device):
+        return _train_step(learner, task, step, seed, reward)
+
+
+def _train_step(
+    learner: Learner, task: Task, step: int, seed: int, reward: Reward | None
+) -> StepRecord:
     config, accelerator = learner.config, learner.accelerator
     variant = variant_of(config)
     rank, ranks = accelerator.process_index, accelerator.num_processes
@@ -114,22 +156,23 @@ def train_step(learner: Learner, task: Task, step: int) -> StepRecord:
     questions = task.batch(step, config.questions, seed=config.seed)[rank::ranks]
     settings = config.rollout
     learner.policy.model.eval()
-    with accelerator.autocast():  # the precision of the update's passes
-        traces = grow_trees(
-            learner.policy,
-            questions,
-            Sampling(settings.max_new_tokens, settings.temperature, settings.top_p),
-            config.branch,
-            samples=settings.samples,
-            steering=learner.steering,
-            generator=torch.Generator().manual_seed(
-                (config.seed * 1_000_003 + step) * ranks + rank
-            ),
-            batch=settings.batch,
-        )
-    sampled = time.perf_counter()
-    rewards = reward_table(traces, step=step)
-    traces, scores = select(traces, score(traces, rewards, config), learner)
+    tight = f"while decoding {settings.batch} rows at a time; lower rollout.batch."
+    with together(accelerator), unsharded(learner.scorer):
+        with lowering(tight), accelerator.autocast():  # the precision of the update's passes
+            traces = grow_trees(
+                learner.policy,
+                questions,
+                Sampling(settings.max_new_tokens, settings.temperature, settings.top_p),
+                config.branch,
+                samples=settings.samples,
+                steering=learner.steering,
+                generator=torch.Generator().manual_seed(seed),
+                batch=settings.batch,
+                reward=reward,
+            )
+        sampled = time.perf_counter()
+        rewards = reward_table(traces, step=step)
+        traces, scores = select(traces, score(traces, rewards, config), learner)
     selected = time.perf_counter()
     drop = ~informative_groups(rewards) & variant.drop_uniform
     parts = []
@@ -186,46 +229,106 @@ def train(
     task: Task,
     *,
     steering: Steering | None = None,
+    reward: Reward | None = None,
     output: Path | None = None,
+    resume: bool = False,
     on_step: Callable[[Learner, StepRecord], None] | None = None,
+    stop: Callable[[], bool] | None = None,
     progress: bool = True,
 ) -> list[dict[str, float]]:
     """Train `policy` in place for `config.steps` steps; returns the metrics of each.
 
-    With `output`, writes `config.json`, one line of `metrics.jsonl` a step, and at the end the
-    policy as a Hugging Face folder `policy/`. `on_step` sees each step's whole record.
+    Args:
+        config: the settings of the run.
+        policy: what is trained.
+        task: where the questions come from.
+        steering: the latents of branches with z; default those that `config` names.
+        reward: your own reward of a text, in place of the verifier's 1 or 0.
+        output: folder for `config.json`, `metrics.jsonl` (one line a step), `checkpoints/` and at
+            the end the policy as a Hugging Face folder `policy/`. With checkpoints, Ctrl-C and
+            SIGTERM end the run after its current step, saved.
+        resume: go on from the newest checkpoint in `output`; on a CPU bit for bit as if the run
+            had never stopped.
+        on_step: sees each step's whole record.
+        stop: asked after each step; True ends the run there, saved, and returns.
+        progress: show a bar.
 
     Raises:
-        ValueError: an unknown name in `config`, or the branches need latents and there are none:
-            the message holds the command that makes them.
+        ValueError: an unknown name in `config`; the branches need latents and there are none: the
+            message holds the command that makes them; `output` holds a run and `resume` wasn't
+            given, or it holds another run than this one.
+        Interrupted: a signal ended the run; it is a KeyboardInterrupt.
     """
     check_names(config.ib)
+    if resume and output is None:
+        raise ValueError("resume goes on with the run in output=; name its folder.")
     if steering is None and config.branch.samples and config.branch.fusion != "none":
         steering = load_steering(policy, config.branch.latents or None)
-    learner = build_learner(policy, config, steering=steering)
-    main = learner.accelerator.is_main_process
-    lines = None
-    if output is not None and main:
-        output.mkdir(parents=True, exist_ok=True)
-        config.save(output / "config.json")
-        lines = (output / "metrics.jsonl").open("w", encoding="ascii")
-    history: list[dict[str, float]] = []
-    bar = tqdm(range(config.steps), desc="train", unit="step", disable=not (progress and main))
-    try:
-        for step in bar:
-            record = train_step(learner, task, step)
+    task = without_long_prompts(
+        task,
+        lambda question: len(policy.prompt_ids(question.text)),
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
+    )
+    learner = build_learner(policy, config, steering=steering, sharded=config.shard)
+    main, saved = learner.accelerator.is_main_process, output if config.checkpoint.every else None
+    history = [] if output is None else _begin(learner, task, output, resume)
+    bar = tqdm(
+        total=config.steps, initial=len(history), desc="train", unit="step",
+        disable=not (progress and main),
+    )  # fmt: skip
+    with bar, Signals() if saved else nullcontext(Signals()) as signals:
+        for step in range(len(history), config.steps):
+            record = train_step(learner, task, step, reward=reward)
             history.append(record.metrics)
-            shown = {k: f"{record.metrics[k]:.3f}" for k in ("reward", "entropy")}
-            bar.set_postfix(shown)
-            if lines is not None:
-                lines.write(json.dumps(record.metrics) + "\n")
-                lines.flush()
+            bar.update()
+            bar.set_postfix({k: f"{record.metrics[k]:.3f}" for k in ("reward", "entropy")})
+            if output is not None and main:
+                with (output / METRICS).open("a", encoding="ascii") as lines:
+                    lines.write(json.dumps(record.metrics) + "\n")
             if on_step is not None:
                 on_step(learner, record)
-    finally:
-        if lines is not None:
-            lines.close()
+            gone = signal.SIGTERM if launcher_gone() else 0
+            wish = (signals.received or gone, stop is not None and stop())
+            wishes = gather_object([wish])  # all processes stop together
+            number, halt = max(n for n, _ in wishes), any(h for _, h in wishes)
+            last = number or halt or len(history) == config.steps
+            if saved and (last or len(history) % config.checkpoint.every == 0):
+                save_checkpoint(learner, task, saved, history)
+            if number:
+                raise Interrupted(
+                    f"Stopped after {len(history)} of {config.steps} steps, saved in {output}; "
+                    "the same command with --resume (resume=True in Python) goes on from there.",
+                    number,
+                )
+            if halt:
+                break
     policy.model.eval()
+    # All processes take part in gathering what is sharded.
+    weights = {name: gathered(p) for name, p in policy.model.named_parameters()}
     if output is not None and main:
-        save_policy(policy, output / "policy")
+        save_policy(policy, output / "policy", weights=weights if config.shard else None)
+    return history
+
+
+def _begin(learner: Learner, task: Task, output: Path, resume: bool) -> list[dict[str, float]]:
+    """Open the folder of a run; returns the metrics of the steps already done."""
+    config, accelerator = learner.config, learner.accelerator
+    found = newest_checkpoint(output) if resume else None
+    if resume and not (output / CONFIG).is_file():
+        raise ValueError(f"{output} holds no run to go on with; start one without resume.")
+    if not resume and any((output / CHECKPOINTS).glob("step-*")):
+        raise ValueError(f"{output} holds a run; go on with resume, or choose another folder.")
+    if found is not None and found.step > config.steps:
+        raise ValueError(
+            f"The run in {output} has done {found.step} steps, more than steps={config.steps}; "
+            "give at least as many."
+        )
+    if resume and found is None:
+        warnings.warn(f"{output} has no checkpoint yet; its first step comes next.", stacklevel=3)
+    history = [] if found is None else restore(learner, task, found)
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        config.save(output / CONFIG)
+        write_text(output / METRICS, "".join(json.dumps(row) + "\n" for row in history))
+    accelerator.wait_for_everyone()  # before anybody looks into the folder again
     return history

@@ -3,25 +3,33 @@
 Where time is usually lost and isn't here: padding (documents of like length share a micro-batch),
 groups of equal reward (their gradient is exactly zero, so they take no pass), and a second pass for
 old log-probs (decoding has measured them).
+
+What fails leaves everything as it was: parameters and optimizer are touched only after every pass
+of every process has succeeded and all numbers were found finite.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from i2b_lpo.config import RunConfig
 from i2b_lpo.grpo import VARIANTS, Variant, policy_loss
 from i2b_lpo.logprobs import policy_logprobs
+from i2b_lpo.memory import halving, one_pass
 from i2b_lpo.padding import micro_batches
 from i2b_lpo.policy import Policy
 from i2b_lpo.samples import Batch, Sample, pack
+from i2b_lpo.sharding import agree, gathered, put_gradients, shard, unsharded
 from i2b_lpo.steering import Steering
 from i2b_lpo.trace import Rollout
 
@@ -36,7 +44,7 @@ __all__ = [
 
 
 class TokenScorer(nn.Module):
-    """log π and H of each token as one module call, so that DDP and FSDP see a forward pass.
+    """log π and H of each token as one module call: the root of what is sharded and autocast.
 
     With `steering`, tokens after a fork are scored with their branch's z.
     """
@@ -77,7 +85,7 @@ class Learner:
     policy: Policy
     config: RunConfig
     accelerator: Accelerator
-    scorer: Any  # TokenScorer, as accelerate wraps it
+    scorer: Any  # TokenScorer, as accelerate and FSDP dress it
     optimizer: Any
     steering: Steering | None = None
 
@@ -88,14 +96,24 @@ def build_learner(
     *,
     steering: Steering | None = None,
     accelerator: Accelerator | None = None,
+    sharded: bool = False,
 ) -> Learner:
     """Prepare `policy` for training with AdamW; its model is trained in place.
 
-    `steering` holds the latents of branches with z; only `grpo.train_psa` trains its fusion.
+    All processes begin with the weights of the first.
+
+    Args:
+        policy: what to train.
+        config: settings of the run.
+        steering: the latents of branches with z; only `grpo.train_psa` trains its fusion.
+        accelerator: what knows of the other processes; default a new one.
+        sharded: leave each process its part of weights, gradients and optimizer state (FSDP2); then
+            sample, score and evaluate within `i2b_lpo.sharding.unsharded(learner.scorer)`.
 
     Raises:
-        ValueError: half-precision weights, an unknown variant, or questions that can't be dealt
-            evenly: each process needs whole questions, as many in each of `grpo.updates` steps.
+        ValueError: half-precision weights, an unknown variant, sharding over one process, or
+            questions that can't be dealt evenly: each process needs whole questions, as many in
+            each of `grpo.updates` steps.
     """
     variant_of(config)
     if policy.model.dtype in (torch.bfloat16, torch.float16):
@@ -111,6 +129,11 @@ def build_learner(
             f"{config.questions} questions a step can't be dealt to {accelerator.num_processes} "
             f"process(es) × {config.grpo.updates} update(s); use a multiple of {share}."
         )
+    if sharded and accelerator.num_processes == 1:
+        raise ValueError(
+            "Weights can't be sharded over one process; start several with torchrun "
+            "--nproc_per_node, or leave sharding off."
+        )
     if config.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable()
     if config.grpo.train_psa and steering is None:
@@ -118,11 +141,28 @@ def build_learner(
     if steering is not None:
         steering.fusion.requires_grad_(config.grpo.train_psa)
     with_z = steering if config.grpo.logprob == "latent" else None
-    scorer = TokenScorer(policy, config.rollout.temperature, with_z)
-    trained = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.optimizer.learning_rate, weight_decay=0.0)
-    scorer, optimizer = accelerator.prepare(scorer, optimizer)
-    return Learner(policy, config, accelerator, scorer, optimizer, steering)
+    scorer: Any = accelerator.prepare_model(  # placement and autocast, without DDP: see sharding.py
+        TokenScorer(policy, config.rollout.temperature, with_z), evaluation_mode=True
+    )
+    if steering is not None:
+        for part in (steering.cvae, steering.fusion):
+            part.to(policy.device)
+    broadcast([parameter.data for parameter in scorer.parameters()])
+    if sharded:
+        shard(scorer, policy.model.get_decoder().layers, policy.device)
+        with torch.no_grad(), unsharded(scorer):  # FSDP's root is the module that runs first
+            scorer(pack([_IDLE], policy.pad_id, policy.device))
+    settings = config.optimizer
+    optimizer = torch.optim.AdamW(_trained(scorer), lr=settings.learning_rate, weight_decay=0.0)
+    return Learner(policy, config, accelerator, scorer, accelerator.prepare(optimizer), steering)
+
+
+# A sample of the smallest size.
+_IDLE = Sample((0,), Rollout((0,), ("",), (0.0,), (0.0,), (0.0,), "", False), 0.0)
+
+
+def _trained(scorer: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in scorer.parameters() if parameter.requires_grad]
 
 
 def variant_of(config: RunConfig) -> Variant:
@@ -133,11 +173,14 @@ def variant_of(config: RunConfig) -> Variant:
     return VARIANTS[name]
 
 
-def without_z(learner: Learner, samples: Sequence[Sample]) -> list[Sample]:
+def without_z(
+    learner: Learner, samples: Sequence[Sample], *, micro_tokens: int | None = None
+) -> list[Sample]:
     """Prepare branches for `plain` training: π_old without z, and each token's weight.
 
     The weight is the detached min(C, π_old(o_t|q,o_<t) / π_old(o_t|q,o_<t,z)), both at the sampling
-    temperature (METHOD §6). Samples without z stay as they are.
+    temperature (METHOD §6). Samples without z stay as they are. `micro_tokens` padded tokens make a
+    pass; default `grpo.micro_tokens`.
     """
     ready = list(samples)
     steered = [
@@ -145,10 +188,11 @@ def without_z(learner: Learner, samples: Sequence[Sample]) -> list[Sample]:
     ]
     policy, cap = learner.policy, learner.config.grpo.ratio_cap
     scorer = TokenScorer(policy, learner.config.rollout.temperature)
-    tokens = learner.config.grpo.micro_tokens
+    tokens = learner.config.grpo.micro_tokens if micro_tokens is None else micro_tokens
     for rows in micro_batches(steered, tokens, lambda i: len(samples[i])):
-        batch = pack([samples[i] for i in rows], policy.pad_id, policy.device)
-        with torch.no_grad(), learner.accelerator.autocast():
+        part = [samples[i] for i in rows]
+        with torch.no_grad(), _one_pass(part), learner.accelerator.autocast():
+            batch = pack(part, policy.pad_id, policy.device)
             logp, _ = scorer(batch)
         for at, i in enumerate(rows):
             plain = logp[at][batch.mask[at]].double()
@@ -160,6 +204,10 @@ def without_z(learner: Learner, samples: Sequence[Sample]) -> list[Sample]:
     return ready
 
 
+def _one_pass(samples: Sequence[Sample]) -> AbstractContextManager[None]:
+    return one_pass(len(samples), len(samples) * max(map(len, samples)))
+
+
 # --- the optimizer step -------------------------------------------------------------------------
 
 
@@ -167,80 +215,112 @@ def update(learner: Learner, samples: Sequence[Sample], *, step: int = 0) -> dic
     """One optimizer step on `samples`; returns its metrics (loss, gradient norm, clipping).
 
     A sample of advantage 0 counts in the denominator and takes no pass: both its surrogate and its
-    self-reward α A H have no gradient. If none is left, no step is taken.
+    self-reward α A H have no gradient. If none is left on any process, no step is taken. Where
+    memory runs out, all passes are made again with half the tokens each.
 
     Raises:
-        FloatingPointError: loss or gradient isn't finite; names step and tensor. No parameter was
-            changed.
+        FloatingPointError: a number, loss or gradient isn't finite; names step and tensor. No
+            parameter was changed; it is raised on all processes.
+        OutOfMemory: one trajectory alone doesn't fit. No parameter was changed.
     """
     config, accelerator, device = learner.config, learner.accelerator, learner.policy.device
-    variant = variant_of(config)
+    if not accelerator.sync_gradients:  # one state per process: other code may have set it
+        raise RuntimeError(
+            "accelerate is in the middle of accumulating gradients, so the optimizer would do "
+            "nothing; end the other training's accumulate() block first."
+        )
+    stepped = learner.optimizer.param_groups[0]["params"]
+    if any(p is not q for p, q in zip(_trained(learner.scorer), stepped, strict=True)):
+        raise RuntimeError("The optimizer holds the sharded weights: leave `unsharded` first.")
     kept = [sample for sample in samples if not sample.dropped]
     count = {
         "token": sum(s.new_tokens for s in kept),
         "sequence": len(kept),
         "constant": len(kept) * config.rollout.max_new_tokens,
-    }[variant.reduction]
+    }[variant_of(config).reduction]
     active = [s for s in kept if s.advantage]
-    if config.grpo.logprob == "plain":
-        active = without_z(learner, active)
-    batches = micro_batches(active, config.grpo.micro_tokens, len)
-    # All processes divide by the sum of their counts, and make equally many passes.
-    gathered = accelerator.gather(torch.tensor([[float(count), len(batches)]], device=device))
-    normaliser, rounds = gathered[:, 0].sum().item(), int(gathered[:, 1].max())
-    learner.optimizer.zero_grad(set_to_none=True)  # an update that was stopped may have left some
-    learner.scorer.train()
-    loss, tokens, clipped, ratios = 0.0, 0, 0.0, 0.0
-    for at in range(rounds):
-        batch = pack(batches[at] if at < len(batches) else [_IDLE], learner.policy.pad_id, device)
-        # DDP averages gradients after the last pass; we want their sum.
-        last = at == rounds - 1
-        sync = nullcontext() if last else accelerator.no_sync(learner.scorer)
-        with sync, ExitStack() as hold:
-            logp, entropy = learner.scorer(batch, hold)
-            numbers = {"log-probs": logp, "entropies": entropy, "old log-probs": batch.old_logp}
-            _refuse_non_finite(learner, step, numbers)
-            result = policy_loss(
-                logp,
-                batch.old_logp,
-                batch.advantages,
-                batch.mask,
-                weight=batch.weights if config.grpo.logprob == "plain" else None,
-                entropy=entropy if config.grpo.alpha else None,
-                alpha=config.grpo.alpha,
-                clip_low=variant.clip_low,
-                clip_high=variant.clip_high,
-                reduction=variant.reduction,
-                normaliser=normaliser,
-            )
-            _refuse_non_finite(learner, step, {"loss": result.loss})
-            accelerator.backward(result.loss * accelerator.num_processes)
-        if at < len(batches):
-            loss += result.loss.item()
-            tokens += result.tokens
-            clipped += result.clip_fraction * result.tokens
-            ratios += result.mean_ratio * result.tokens
-    norm = _take_step(learner, step) if rounds else 0.0
-    learner.scorer.eval()  # in training mode, gradient checkpointing switches the cache off
-    sums = torch.tensor([loss, tokens, clipped, ratios], dtype=torch.float64, device=device)
+    # All processes divide by the sum of their counts.
+    numbers = torch.tensor([count, len(active)], dtype=torch.float64, device=device)
+    normaliser, working = accelerator.reduce(numbers).tolist()
+    sums, norm = torch.zeros(4, dtype=torch.float64, device=device), 0.0
+    if working:
+        sums, gradients = halving(
+            lambda tokens: _passes(learner, active, tokens, normaliser, step),
+            config.grpo.micro_tokens,
+            agree=partial(agree, accelerator),
+        )
+        put_gradients(accelerator, _trained(learner.scorer), gradients)
+        norm = _take_step(learner, step)
     loss, tokens, clipped, ratios = accelerator.reduce(sums).tolist()
     return {
         "loss": loss,
         "grad_norm": norm,
         "clip_fraction": clipped / max(1, tokens),
         "mean_ratio": ratios / tokens if tokens else 1.0,
-        "trained_tokens": float(tokens),
+        "trained_tokens": tokens,
     }
 
 
-# Takes the pass of a process that has no sample left; its gradient is zero.
-_IDLE = Sample((0,), Rollout((0,), ("",), (0.0,), (0.0,), (0.0,), "", False), 0.0)
+def _passes(
+    learner: Learner, samples: Sequence[Sample], tokens: int, normaliser: float, step: int
+) -> tuple[Tensor, list[Tensor | None]]:
+    """All passes of this process, at most `tokens` padded tokens each; nothing is left behind.
+
+    Returns:
+        Sums of loss, tokens, clipped tokens and ratios, (4,), and each parameter's gradient.
+    """
+    config, policy, scorer = learner.config, learner.policy, learner.scorer
+    variant, plain = variant_of(config), config.grpo.logprob == "plain"
+    loss, counted, clipped, ratios = 0.0, 0, 0.0, 0.0
+    with unsharded(scorer):
+        try:
+            if plain:
+                samples = without_z(learner, samples, micro_tokens=tokens)
+            scorer.zero_grad(set_to_none=True)  # whatever other code may have left
+            scorer.train()
+            for rows in micro_batches(samples, tokens, len):
+                with _one_pass(rows), ExitStack() as hold:
+                    batch = pack(rows, policy.pad_id, policy.device)
+                    given = {
+                        "old log-probs": batch.old_logp,
+                        "ratio weights": batch.weights,
+                        "advantages": batch.advantages,
+                    }
+                    if batch.z is not None:
+                        given["latents"] = batch.z
+                    _refuse_non_finite(step, given)
+                    logp, entropy = scorer(batch, hold)
+                    _refuse_non_finite(step, {"log-probs": logp, "entropies": entropy})
+                    result = policy_loss(
+                        logp,
+                        batch.old_logp,
+                        batch.advantages,
+                        batch.mask,
+                        weight=batch.weights if plain else None,
+                        entropy=entropy if config.grpo.alpha else None,
+                        alpha=config.grpo.alpha,
+                        clip_low=variant.clip_low,
+                        clip_high=variant.clip_high,
+                        reduction=variant.reduction,
+                        normaliser=normaliser,
+                    )
+                    _refuse_non_finite(step, {"loss": result.loss})
+                    learner.accelerator.backward(result.loss)
+                loss += result.loss.item()
+                counted += result.tokens
+                clipped += result.clip_fraction * result.tokens
+                ratios += result.mean_ratio * result.tokens
+            gradients = [parameter.grad for parameter in _trained(scorer)]
+        finally:
+            scorer.zero_grad(set_to_none=True)
+            scorer.eval()  # in training mode, gradient checkpointing switches the cache off
+    sums = torch.tensor([loss, counted, clipped, ratios], dtype=torch.float64, device=policy.device)
+    return sums, gradients
 
 
-def _refuse_non_finite(learner: Learner, step: int, tensors: dict[str, Tensor]) -> None:
+def _refuse_non_finite(step: int, tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            learner.optimizer.zero_grad(set_to_none=True)
             raise FloatingPointError(
                 f"Step {step}: {name}: not every number is finite; no parameter was changed. Lower "
                 "optimizer.learning_rate, or start from an earlier policy."
@@ -248,20 +328,21 @@ def _refuse_non_finite(learner: Learner, step: int, tensors: dict[str, Tensor]) 
 
 
 def _take_step(learner: Learner, step: int) -> float:
-    """Clip the gradient, refuse one that isn't finite, step; returns the norm before clipping."""
-    if not learner.accelerator.sync_gradients:  # one state per process: other code may have set it
-        raise RuntimeError(
-            "accelerate is in the middle of accumulating gradients, so the optimizer would do "
-            "nothing; end the other training's accumulate() block first."
-        )
-    settings = learner.config.optimizer
-    named = learner.scorer.named_parameters()
-    gradients = {f"gradient of {n}": p.grad for n, p in named if p.grad is not None}
-    _refuse_non_finite(learner, step, gradients)  # before clipping, which would spread a NaN
-    norm = learner.accelerator.clip_grad_norm_(learner.scorer.parameters(), settings.max_grad_norm)
-    _refuse_non_finite(learner, step, {"gradient norm": norm})
-    for group in learner.optimizer.param_groups:
-        group["lr"] = settings.learning_rate * min(1.0, (step + 1) / max(1, settings.warmup_steps))
-    learner.optimizer.step()
-    learner.optimizer.zero_grad(set_to_none=True)
-    return float(norm)
+    """Refuse a gradient that isn't finite, clip it, step; returns the norm before clipping."""
+    settings, trained = learner.config.optimizer, _trained(learner.scorer)
+    gradients = {n: p.grad for n, p in learner.scorer.named_parameters() if p.grad is not None}
+    norm = get_total_norm(list(gradients.values()))
+    whole = gathered(norm)  # the same on all processes, so that all go on or none
+    try:
+        if not whole.isfinite():
+            for name, gradient in gradients.items():
+                _refuse_non_finite(step, {f"gradient of {name}": gathered(gradient)})
+            _refuse_non_finite(step, {"gradient norm": whole})
+        clip_grads_with_norm_(trained, settings.max_grad_norm, norm)
+        for group in learner.optimizer.param_groups:
+            warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+            group["lr"] = settings.learning_rate * warm
+        learner.optimizer.step()
+    finally:
+        learner.optimizer.zero_grad(set_to_none=True)
+    return float(whole)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -229,22 +230,26 @@ def extract_boxed(text: str) -> str | None:
     if start < 0:
         return None
     last: tuple[int, int] | None = None
-    opened: list[tuple[int, bool]] = []  # (where the content begins, is it a box)
+    depth = 0
+    boxes: list[tuple[int, int]] = []  # open ones: (depth, where the content begins)
     for match in _BRACES.finditer(text, start):
         backslashes, braced = match.groups()
         if braced and braced[0] == "b":
-            opened.append((match.end(), True))
+            depth += 1
+            boxes.append((depth, match.end()))
             continue
         brace = braced or match[0]
         if brace == "{" or brace == "}":
             if backslashes and len(backslashes) % 2:
                 continue
             if brace == "{":
-                opened.append((match.end(), False))
-            elif opened:
-                begin, is_box = opened.pop()
-                if is_box and (last is None or begin > last[0]):
-                    last = (begin, match.end() - 1)
+                depth += 1
+            elif depth:
+                if boxes and boxes[-1][0] == depth:
+                    begin = boxes.pop()[1]
+                    if last is None or begin > last[0]:
+                        last = (begin, match.end() - 1)
+                depth -= 1
     return None if last is None else text[last[0] : last[1]]
 
 
@@ -264,12 +269,12 @@ def _gold_form(gold: str, max_characters: int) -> Form:
     gold = _unboxed(gold)
     if len(gold) > max_characters:
         raise ValueError(
-            f"the gold answer has {len(gold)} characters; drop the question or raise "
-            f"max_characters={max_characters}"
+            f"the gold answer {reprlib.repr(gold)} has {len(gold)} characters; drop the question "
+            f"or raise max_characters={max_characters}"
         )
     form = form_of(gold)
     if not form.text:
-        raise ValueError(f"the gold answer {gold!r} is empty; drop the question")
+        raise ValueError(f"the gold answer {reprlib.repr(gold)} is empty; drop the question")
     return form
 
 
@@ -277,7 +282,7 @@ def _gold_form(gold: str, max_characters: int) -> Form:
 
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?([ap]m)?")
 # Bases and primes: the parser of stage 2 passes over them in silence.
-_DROPPED = re.compile(r"(?<=[\d)}])_(?:\w|\{\w*\})|'")
+_DROPPED = re.compile(r"(?<=[\d)}])_|'")
 _LINK = re.compile(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 
 

@@ -19,7 +19,8 @@ from datetime import date
 import torch
 
 from i2b_lpo.config import LatentConfig
-from i2b_lpo.policy import BUNDLED, asset_path, load_policy, write_sums
+from i2b_lpo.policy import BUNDLED, asset_path, load_policy
+from i2b_lpo.safety import write_sums
 from i2b_lpo.steering import SETTINGS, WEIGHTS, save_steering
 from i2b_lpo.tasks import load_task
 from i2b_lpo.train_latents import collect, steering_report, train_latents

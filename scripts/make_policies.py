@@ -21,8 +21,9 @@ import torch
 from i2b_lpo.config import preset
 from i2b_lpo.decode import Sampling
 from i2b_lpo.evaluate import entropy_profile, evaluate
-from i2b_lpo.policy import asset_path, load_policy, make_policy, save_policy, write_sums
+from i2b_lpo.policy import asset_path, load_policy, make_policy, save_policy
 from i2b_lpo.pretrain import PretrainConfig, build_model, build_tokenizer, pretrain
+from i2b_lpo.safety import write_sums
 from i2b_lpo.tasks import load_task
 from i2b_lpo.tasks.shop import STRATEGIES
 from i2b_lpo.train import train

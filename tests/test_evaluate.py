@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny import tiny_policy
 
+import i2b_lpo.evaluate
 from i2b_lpo.decode import Sampling
 from i2b_lpo.evaluate import Evaluation, StrategyUse, entropy_profile, evaluate, measure
 from i2b_lpo.metrics import bootstrap_interval, paired_differences
@@ -338,3 +339,23 @@ def test_the_size_of_a_batch_bounds_the_rows_only() -> None:
 def test_no_questions_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one question"):
         evaluate(tiny_policy(), TASK, [], sampling=Sampling(6))
+
+
+def test_an_answer_that_was_not_decided_in_time_is_compared_with_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def compared(a: str, b: str) -> bool:
+        asked.append((a, b))
+        return a == b
+
+    monkeypatch.setattr(i2b_lpo.evaluate, "equivalent", compared)
+    texts = [("7", "correct"), ("9^{9^9}", "timeout"), ("1^{9^9}", "timeout"), ("7", "correct")]
+    rollouts = tuple(
+        replace(TRACES[0].rollouts[0], text=rf"\boxed{{{t}}}", reason=why, reward=float(t == "7"))
+        for t, why in texts
+    )
+    found = measure([replace(TRACES[0], rollouts=rollouts)], WordTask())
+    assert all("9^9" not in a + b for a, b in asked)
+    assert ("maj@4" in found.metrics) and asked

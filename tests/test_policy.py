@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,13 @@ def saved(tmp_path: Path) -> Path:
     folder = tmp_path / "policy"
     save_policy(tiny_policy(), folder)
     return folder
+
+
+@pytest.fixture
+def foreign(saved: Path) -> Path:
+    """The folder as another program would have written it: without sums."""
+    (saved / "sha256.json").unlink()
+    return saved
 
 
 def logits(model: Any, ids: list[int]) -> torch.Tensor:
@@ -249,10 +257,10 @@ def test_a_tokenizer_may_fill_the_embedding_to_the_last_row() -> None:
     assert make_policy(tiny_policy().model, tokenizer, name="x").vocab_size == 320
 
 
-def test_a_saved_tokenizer_without_template_is_refused(saved: Path) -> None:
-    (saved / "chat_template.jinja").unlink()
+def test_a_saved_tokenizer_without_template_is_refused(foreign: Path) -> None:
+    (foreign / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="no chat template"):
-        load_policy(saved)
+        load_policy(foreign)
 
 
 # --- what can't be loaded -------------------------------------------------------------------------
@@ -337,32 +345,45 @@ def break_the_tokenizer(folder: Path) -> None:
         break_the_tokenizer,
     ],
 )
+@pytest.mark.parametrize("summed", [True, False])
 def test_a_damaged_folder_is_refused_in_one_sentence(
-    damage: Callable[[Path], None], saved: Path
+    damage: Callable[[Path], None], summed: bool, saved: Path
 ) -> None:
     load_policy(saved)
     damage(saved)
-    with pytest.raises(ValueError, match="load") as caught:
+    if not summed:
+        (saved / "sha256.json").unlink()
+    with pytest.raises(
+        ValueError, match="not the file that was|missing" if summed else "load|weights"
+    ) as caught:
         load_policy(saved)
     assert str(saved) in str(caught.value)
+    assert re.search("copy|give", str(caught.value)), "it must say what to do"
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "not_a_known_kind"])
 def test_remote_code_is_neither_run_nor_offered(
-    kind: str, saved: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, foreign: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = json.loads((saved / "config.json").read_text(encoding="utf-8"))
-    config |= {
-        "model_type": kind,
-        "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+    saved = foreign
+    added = {
+        "config.json": {
+            "model_type": kind,
+            "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+        },
+        "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["evil.Words", "evil.Words"]}},
+        "generation_config.json": {"custom_generate": "evil.py", "trust_remote_code": True},
     }
-    (saved / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for file, entries in added.items():
+        entries = json.loads((saved / file).read_text(encoding="utf-8")) | entries
+        (saved / file).write_text(json.dumps(entries), encoding="utf-8")
     ran = saved.parent / "ran"
     (saved / "evil.py").write_text(
-        "from transformers import Qwen3Config, Qwen3ForCausalLM\n"
+        "from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM\n"
         f"open({str(ran)!r}, 'w')\n"
         "class Config(Qwen3Config): pass\n"
+        "class Words(PreTrainedTokenizerFast): pass\n"
         "class Model(Qwen3ForCausalLM): pass\n",
         encoding="utf-8",
     )

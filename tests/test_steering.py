@@ -179,7 +179,7 @@ def test_steering_survives_the_folder(fusion: str, tmp_path: Path) -> None:
     )
     folder = tmp_path / "a" / "latents"
     save_steering(saved, folder)
-    assert {path.name for path in folder.iterdir()} == {SETTINGS, WEIGHTS}
+    assert {path.name for path in folder.iterdir()} == {SETTINGS, WEIGHTS, "sha256.json"}
     loaded = load_steering(POLICY, folder)
     assert (loaded.policy, loaded.fusion_name) == ("someone's", fusion)
     assert loaded.strength == saved.strength
@@ -217,18 +217,22 @@ def test_the_folder_of_a_policy_is_named_after_it(
     assert load_steering(policy).cvae.d_z == 4
 
 
-def test_the_bundled_latents_are_checked_before_they_are_read(
+def test_latents_are_checked_before_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checked: list[Path] = []
+    checked: list[tuple[Path, bool]] = []
+
+    def check(folder: Path, *, bundled: bool = False) -> None:
+        checked.append((folder, bundled))
+
     monkeypatch.setattr(i2b_lpo.steering, "asset_path", lambda name: tmp_path / name)
-    monkeypatch.setattr(i2b_lpo.steering, "check_sums", checked.append)
+    monkeypatch.setattr(i2b_lpo.steering, "check_sums", check)
     folder = tmp_path / "tiny-base-latents"
     save_steering(steering_of(), folder)
     assert load_steering(replace(POLICY, name="tiny-base")).fusion_name == "psa"
-    assert checked == [folder]
+    assert checked == [(folder, True)]
     load_steering(replace(POLICY, name="tiny-base"), folder)  # a folder of one's own
-    assert checked == [folder]
+    assert checked == [(folder, True), (folder, False)]
 
 
 def test_missing_latents_name_the_command_that_makes_them(tmp_path: Path) -> None:
@@ -278,12 +282,15 @@ def without(folder: Path, *keys: str) -> None:
         lambda folder: rewrite(folder, policy=...),
     ],
 )
+@pytest.mark.parametrize("summed", [True, False])
 def test_damaged_latents_are_refused_in_one_line(
-    damage: Callable[[Path], object], tmp_path: Path
+    damage: Callable[[Path], object], summed: bool, tmp_path: Path
 ) -> None:
     save_steering(steering_of(), tmp_path)
     load_steering(POLICY, tmp_path)
     damage(tmp_path)
+    if not summed:
+        (tmp_path / "sha256.json").unlink()
     with pytest.raises(ValueError, match="don't fit tiny qwen3 or are damaged") as caught:
         load_steering(POLICY, tmp_path)
     assert "\n" not in str(caught.value)

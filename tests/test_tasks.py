@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from i2b_lpo.tasks import BENCHMARKS, GeneratedTask, ListTask, load_task, own_question
+from i2b_lpo.tasks import (
+    BENCHMARKS,
+    GeneratedTask,
+    LeftOut,
+    ListTask,
+    load_task,
+    own_question,
+    without_long_prompts,
+)
 from i2b_lpo.tasks.shop import parse_problem
 from i2b_lpo.trace import Question
 
@@ -183,29 +191,195 @@ def test_json_strings_may_hold_line_separators(tmp_path: Path) -> None:
     assert sorted(q.text for q in all_of(load_task(str(path)))) == [f"{odd}1", f"{odd}2"]
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        5,
-        None,
-        "question answer",
-        ["question", "answer"],
-        {},
-        {"question": "q"},
-        {"answer": "1"},
-        {"problem": "q"},
-        {"question": "q", "answer": None},
-        {"question": None, "answer": "1"},
-        {"question": "q", "answer": ""},
-        {"question": " ", "answer": "1"},
-    ],
-    ids=str,
-)
-def test_a_row_without_text_or_answer_is_named(row: Any, tmp_path: Path) -> None:
-    path = write(tmp_path / "mine.jsonl", *pairs(2), row)
-    with pytest.raises(ValueError, match=r"^mine.*, row 3: ") as caught:
+# --- rows that give no question -------------------------------------------------------------------
+
+GOLD = "7" * 2001  # one character more than an answer may have
+MALFORMED: list[tuple[Any, str]] = [
+    (5, "it is no JSON object"),
+    (None, "it is no JSON object"),
+    ("question answer", "it is no JSON object"),
+    (["question", "answer"], "it is no JSON object"),
+    ({}, "question or problem is missing"),
+    ({"question": "q"}, "answer is missing"),
+    ({"answer": "1"}, "question or problem is missing"),
+    ({"problem": "q"}, "answer is missing"),
+    ({"question": "q", "answer": None}, "answer is missing"),
+    ({"question": None, "answer": "1"}, "question or problem is missing"),
+    ({"question": "q", "answer": ""}, "answer is missing"),
+    ({"question": " ", "answer": "1"}, "question or problem is missing"),
+    ({"question": 5, "answer": "1"}, "question is of type int"),
+    ({"question": ["q"], "answer": "1"}, "question is of type list"),
+    ({"question": "q", "answer": {"value": 1}}, "answer is of type dict"),
+    ({"question": "q", "answer": [1]}, "answer is of type list"),
+    ({"question": "q", "answer": True}, "answer is of type bool"),
+    ({"question": "q", "answer": float("nan")}, "answer is nan"),
+    ({"question": "q", "answer": r"\boxed{}"}, r"the gold answer '' is empty"),
+    ({"question": "q", "answer": GOLD}, "has 2001 characters"),
+    ({"question": "\ud83d", "answer": "1"}, "half of a surrogate pair"),
+    ({"question": "q", "answer": "\udc00"}, "half of a surrogate pair"),
+    ({"question": "q1", "answer": "2"}, "it asks the same as row 2"),
+    (b'{"question": "q", "answer": "1"', "it is no JSON (column 32: "),
+    (b"{'question': 'q', 'answer': 1}", "it is no JSON (column 2: "),
+    (b'{"question": "\xff", "answer": "1"}', "byte 15 is no UTF-8"),
+    (b"[" * 100_000, "nested too deeply"),
+    (b'{"question": "q", "answer": ' + b"7" * 5000 + b"}", "too long a number"),
+]
+
+
+def write_among_good_ones(path: Path, *rows: Any) -> Path:
+    """`rows`, one JSON value or line of bytes each, after two good rows and before a third."""
+    good = pairs(3)
+    lines = [
+        row if isinstance(row, bytes) else json.dumps(row).encode()
+        for row in (*good[:2], *rows, good[2])
+    ]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+@pytest.mark.parametrize(("row", "reason"), MALFORMED, ids=lambda value: str(value)[:40])
+def test_a_row_that_gives_no_question_is_left_out_and_said(
+    row: Any, reason: str, tmp_path: Path
+) -> None:
+    path = write_among_good_ones(tmp_path / "mine.jsonl", row)
+    with pytest.warns(UserWarning) as caught:
+        task = load_task(str(path))
+    assert isinstance(task, ListTask)
+    assert {q.id: q.text for q in all_of(task)} == {
+        "mine-train-0": "q0",
+        "mine-train-1": "q1",
+        "mine-train-3": "q2",  # the number of its own row, whatever was left out before it
+    }
+    assert [left.what for left in task.left_out] == ["row 3"]
+    assert reason in task.left_out[0].reason
+    (warning,) = caught
+    assert str(warning.message) == f"mine: 1 of 4 rows were left out ({task.left_out[0]})."
+    assert warning.filename == __file__, "the warning must point at the caller"
+    assert "\n" not in str(warning.message)
+
+
+def test_all_rows_that_give_no_question_are_listed_and_the_first_are_said(tmp_path: Path) -> None:
+    path = write_among_good_ones(tmp_path / "mine.jsonl", *[row for row, _ in MALFORMED])
+    with pytest.warns(UserWarning) as caught:
+        task = load_task(str(path))
+    assert isinstance(task, ListTask)
+    count = len(MALFORMED)
+    assert [str(left).partition(":")[0] for left in task.left_out] == [
+        f"row {number}" for number in range(3, 3 + count)
+    ]
+    said = "; ".join(map(str, task.left_out[:5]))
+    assert [str(w.message) for w in caught] == [
+        f"mine: {count} of {count + 3} rows were left out ({said}; and {count - 5} more)."
+    ]
+    assert {q.id for q in all_of(task)} == {
+        "mine-train-0",
+        "mine-train-1",
+        f"mine-train-{count + 2}",
+    }
+
+
+def test_mending_a_row_moves_no_other_between_train_and_validation(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    splits = []
+    for answer in ("4", None):
+        rows: list[dict[str, Any]] = pairs(40)
+        rows[4]["answer"] = answer
+        write(path, *rows)
+        if answer is None:
+            with pytest.warns(
+                UserWarning, match=r"1 of 40 rows were left out \(row 5: answer is m"
+            ):
+                task = load_task(str(path))
+        else:
+            task = load_task(str(path))
+        assert isinstance(task, ListTask)
+        splits.append({q.id: split for split, rows in task.splits.items() for q in rows})
+    whole, less = splits
+    assert set(whole) - set(less) == {"mine-train-4"}
+    assert all(whole[id] == split for id, split in less.items())
+
+
+def test_a_file_without_a_good_row_is_an_error_with_the_same_list(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", *({"question": f"q{i}", "answer": None} for i in "123"))
+    with pytest.raises(ValueError, match="none of 3 rows gives a question") as caught:
         load_task(str(path))
-    assert "\n" not in str(caught.value)
+    listed = "row 1: answer is missing; row 2: answer is missing; row 3: answer is missing"
+    assert f"({listed}); give each a text and an answer." in str(caught.value)
+
+
+def test_blank_lines_count_so_that_a_row_is_found_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('\n\n{"question": "q", "answer": "1"}\n \n{"question": "r"}\n\n')
+    with pytest.warns(UserWarning, match=r"1 of 2 rows were left out \(row 5: answer is missing\)"):
+        task = load_task(str(path))
+    assert [q.id for q in all_of(task)] == ["mine-train-2"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_a_byte_order_mark_and_windows_line_ends_are_fine(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"mine{suffix}"
+    rows = [{"question": f"é\u2028{i}", "answer": i} for i in range(3)]
+    text = json.dumps(rows, indent=1, ensure_ascii=False)
+    if suffix == ".jsonl":
+        text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n"
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    task = load_task(str(path))
+    assert sorted(q.text for q in all_of(task)) == [f"é\u2028{i}" for i in range(3)]
+    assert isinstance(task, ListTask) and task.left_out == ()
+
+
+def test_a_level_of_any_length_is_read(tmp_path: Path) -> None:
+    row = {"question": "q", "answer": "1", "level": "9" * 6000}
+    (question,) = all_of(load_task(str(write(tmp_path / "mine.jsonl", row))))
+    assert question.level == 999_999_999
+
+
+# --- prompts that are too long --------------------------------------------------------------------
+
+
+def test_questions_with_too_long_prompts_are_left_out_and_said() -> None:
+    task = listed(30)
+    lengths = {q.text: 1000 + int(q.id) for q in task.splits["train"]}
+    with pytest.warns(UserWarning) as caught:
+        kept = without_long_prompts(task, lambda q: lengths[q.text], max_prompt_tokens=1023)
+    assert isinstance(kept, ListTask)
+    assert [q.id for q in kept.splits["train"]] == [str(i) for i in range(24)]
+    assert kept.splits["test"] == task.splits["test"]
+    assert kept.left_out == tuple(LeftOut(str(i), f"{1000 + i} tokens") for i in range(24, 30))
+    (warning,) = caught
+    assert str(warning.message) == (
+        "mine: 6 of 32 questions were left out, as their prompts exceed 1023 tokens (24: 1024 "
+        "tokens; 25: 1025 tokens; 26: 1026 tokens; 27: 1027 tokens; 28: 1028 tokens; and 1 more)."
+    )
+    assert warning.filename == __file__
+    drawn = {q.id for step in range(12) for q in kept.batch(step, 4, seed=0)}
+    assert drawn == {str(i) for i in range(24)}
+    assert len(task.splits["train"]) == 30, "the task itself was changed"
+
+
+def test_prompts_within_the_limit_change_nothing_and_say_nothing() -> None:
+    earlier = ListTask("mine", listed(5).splits, (LeftOut("row 9", "answer is missing"),))
+    assert without_long_prompts(earlier, lambda _: 7, max_prompt_tokens=7) == earlier
+    shop = load_task("shop")
+    assert without_long_prompts(shop, lambda _: 10**6, max_prompt_tokens=7) is shop
+
+
+def test_a_limit_below_every_prompt_of_a_split_is_an_error() -> None:
+    with pytest.raises(ValueError, match="mine/train: the shortest prompt has 8 tokens; raise "):
+        without_long_prompts(listed(5), lambda q: 8 + int(q.id), max_prompt_tokens=7)
+
+
+def test_what_was_left_out_before_stays_listed(tmp_path: Path) -> None:
+    path = write_among_good_ones(tmp_path / "mine.jsonl", {"question": "x", "answer": None})
+    with pytest.warns(UserWarning, match="answer is missing"):
+        task = load_task(str(path))
+    with pytest.warns(UserWarning, match="1 of 3 questions were left out"):
+        kept = without_long_prompts(task, lambda q: int(q.answer), max_prompt_tokens=1)
+    assert isinstance(kept, ListTask)
+    assert list(map(str, kept.left_out)) == ["row 3: answer is missing", "mine-train-3: 2 tokens"]
+
+
+# --- files that can't be read ---------------------------------------------------------------------
 
 
 def test_an_answer_of_zero_is_an_answer(tmp_path: Path) -> None:
@@ -222,8 +396,10 @@ def test_an_answer_of_zero_is_an_answer(tmp_path: Path) -> None:
         ("mine.json", "[]", "holds no list of questions"),
         ("mine.json", '{"question": "q", "answer": "1"}', "holds no list of questions"),
         ("mine.json", "[{]", "Can't read"),
-        ("mine.json", "\ufeff[]", "Can't read"),
-        ("mine.jsonl", '{"question": "q", "answer": "1"}\n\n{"question": "q",\n', r"line 3"),
+        ("mine.json", "\ufeff[]", "holds no list of questions"),
+        ("mine.json", "[1,\n2,]", r"Can't read .* it is no JSON \(line 2, column 3: "),
+        ("mine.json", "[" * 100_000, "Can't read .* nested too deeply"),
+        ("mine.jsonl", "\n \r\n", "holds no list of questions"),
     ],
 )
 def test_a_file_that_cant_be_read_is_named(
@@ -237,9 +413,9 @@ def test_a_file_that_cant_be_read_is_named(
 
 
 def test_bytes_that_are_no_text_and_missing_files_are_named(tmp_path: Path) -> None:
-    (tmp_path / "mine.jsonl").write_bytes(b'{"question": "\xff"}')
-    for name in ("mine.jsonl", "missing.jsonl"):
-        with pytest.raises(ValueError, match=f"Can't read .*{name}"):
+    (tmp_path / "mine.json").write_bytes(b'[{"question": "\xff"}]')
+    for name, reason in (("mine.json", "byte 16 is no UTF-8"), ("missing.jsonl", "No such file")):
+        with pytest.raises(ValueError, match=f"Can't read .*{name}.*{reason}"):
             load_task(str(tmp_path / name))
 
 
@@ -262,7 +438,8 @@ def test_a_path_without_use_is_refused(tmp_path: Path) -> None:
 def test_gsm8k_rows(tmp_path: Path) -> None:
     row = {"question": "How many?", "answer": "She had 2*600=<<2*600=1200>>1200.\n#### 1,200"}
     other = {"question": "And now?", "answer": "None.\n#### -3"}
-    write(tmp_path / "train.jsonl", *[row, other] * 6)
+    more = [{**(row, other)[i % 2], "question": f"And {i}?"} for i in range(10)]
+    write(tmp_path / "train.jsonl", row, other, *more)
     write(tmp_path / "test.jsonl", row)
     task = load_task("gsm8k", path=tmp_path)
     assert isinstance(task, ListTask)
@@ -319,19 +496,41 @@ def test_aime_rows(tmp_path: Path) -> None:
         ("math", {"solution": r"\boxed{1}"}),
     ],
 )
-def test_a_benchmark_row_without_answer_is_named(
+def test_a_benchmark_row_without_answer_is_left_out_and_said(
     name: str, row: dict[str, str], tmp_path: Path
 ) -> None:
     good = {
-        "question": "q",
-        "problem": "p",
+        "question": "q0",
+        "problem": "p0",
         "answer": "#### 1",
         "solution": r"\boxed{1}",
     }
     for split in ("train", "test"):
         write(tmp_path / f"{split}.jsonl", good, row)
-    with pytest.raises(ValueError, match=f"^{name}.*, row 2: "):
-        load_task(name, path=tmp_path)
+    with pytest.warns(UserWarning) as caught:
+        task = load_task(name, path=tmp_path)
+    assert isinstance(task, ListTask)
+    assert [left.what for left in task.left_out] == [f"{split} row 2" for split in BENCHMARKS[name]]
+    assert [str(warning.message) for warning in caught] == [
+        f"{name}: {len(task.left_out)} of {2 * len(task.left_out)} rows were left out "
+        f"({'; '.join(map(str, task.left_out))})."
+    ]
+
+
+def test_a_benchmark_without_a_good_row_names_the_split(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", {"question": "q", "answer": "#### 1"})
+    write(tmp_path / "test.jsonl", {"question": "q", "answer": None})
+    message = r"gsm8k/test: none of 1 rows gives a question \(test row 1: answer is missing\)"
+    with pytest.raises(ValueError, match=message):
+        load_task("gsm8k", path=tmp_path)
+
+
+def test_rows_from_the_hub_are_looked_at_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"problem": f"p{i}", "answer": None if i == 2 else str(i)} for i in range(4)]
+    monkeypatch.setattr("datasets.load_dataset", lambda *_a, **_k: rows)
+    with pytest.warns(UserWarning, match=r"aime24: 1 of 4 rows were left out \(test row 3: answer"):
+        task = load_task("aime24")
+    assert [q.id for q in all_of(task)] == ["aime24-test-0", "aime24-test-1", "aime24-test-3"]
 
 
 def test_a_folder_without_the_split_is_named(tmp_path: Path) -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -941,103 +938,7 @@ def test_a_run_writes_settings_metrics_and_a_policy(tmp_path: Path) -> None:
         assert not torch.equal(model(ids).logits, tiny_policy().model(ids).logits)
 
 
-# --- two processes --------------------------------------------------------------------------------
-
-SPLITS: dict[str, tuple[int, Callable[[int, Sample], int]]] = {
-    # name → micro_tokens, and which of two processes gets sample i
-    "even": (4096, lambda i, s: i % 2),
-    "more passes on one": (70, lambda i, s: int(i % 4 == 0)),
-    "nothing to learn on one": (4096, lambda i, s: int(s.advantage == 0)),
-}
-WORKER = """
-import datetime, sys
-from pathlib import Path
-import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
-import test_train as t
-
-folder = Path(sys.argv[1])
-patience = InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=60))
-accelerator = Accelerator(cpu=True, kwargs_handlers=[patience])
-assert accelerator.num_processes == 2
-rank = accelerator.process_index
-for name, (tokens, rank_of) in t.SPLITS.items():
-    config = t.setting(tokens, alpha=0.1)
-    policy = t.tiny_policy(dtype=torch.float64)
-    samples = t.scored(policy, config)
-    learner = t.build_learner(policy, config, accelerator=accelerator)
-    mine = [s for i, s in enumerate(samples) if rank_of(i, s) == rank]
-    metrics = t.update(learner, mine)
-    torch.save((metrics, t.parameters(policy)), folder / f"{name} {rank}")
-t.i2b_lpo.rollout.verify_batch = t.by_chance
-policy = t.tiny_policy()
-config = t.replace(t.SMALL, questions=4, grpo=t.GRPOConfig(micro_tokens=100))
-history = t.train(config, policy, t.FakeTask(), output=folder / "run", progress=False)
-torch.save((history, t.parameters(policy)), folder / f"train {rank}")
-torch.distributed.destroy_process_group()
-"""
-
-
-@pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder that two processes wrote to, and what they said."""
-    folder = tmp_path_factory.mktemp("two")
-    (folder / "worker.py").write_text(WORKER, encoding="utf-8")
-    package = Path(i2b_lpo.__file__).parent.parent
-    path = [str(package), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    variables = {
-        "PYTHONPATH": os.pathsep.join(path),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
-    if sys.platform == "linux":  # else gloo looks for an address of the machine's name
-        variables["GLOO_SOCKET_IFNAME"] = "lo"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-            *(str(folder / "worker.py"), str(folder)),
-        ],
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    return folder, done.stdout + done.stderr
-
-
-def written(launched: tuple[Path, str], name: str) -> list[tuple[Any, GRADIENTS]]:
-    folder, said = launched
-    files = [folder / f"{name} {rank}" for rank in range(2)]
-    assert all(file.is_file() for file in files), said[-3000:]
-    return [torch.load(file) for file in files]
-
-
-@pytest.mark.parametrize("name", SPLITS)
-def test_two_processes_make_the_step_of_one(name: str, launched: tuple[Path, str]) -> None:
-    config = setting(alpha=0.1)
-    learner = learner_of(config)
-    metrics = update(learner, scored(learner.policy, config))
-    expected = parameters(learner.policy)
-    untrained = parameters(tiny_policy(dtype=torch.float64))
-    for told, found in written(launched, name):
-        assert found.keys() == expected.keys()
-        for key, weight in expected.items():
-            assert not torch.equal(weight, untrained[key])
-            assert float((found[key] - weight).abs().max()) <= 1e-12, key
-        assert told == pytest.approx(metrics, rel=1e-5), "metrics are of both processes"
-
-
-def test_two_processes_train_one_policy(launched: tuple[Path, str]) -> None:
-    (history, one), (other_history, two) = written(launched, "train")
-    assert len(history) == len(other_history) == 3
-    assert same_bits(one, two)
-    assert any(row["grad_norm"] > 0 for row in history)
-    assert without_seconds(history) == without_seconds(other_history)
-    folder = launched[0] / "run"
-    assert len((folder / "metrics.jsonl").read_text(encoding="ascii").splitlines()) == 3
-    policy = AutoModelForCausalLM.from_pretrained(folder / "policy")
-    assert same_bits(dict(policy.named_parameters()), one)
+# --- precision -----------------------------------------------------------------------------------
 
 
 def test_half_precision_weights_are_refused() -> None:

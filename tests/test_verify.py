@@ -1,4 +1,4 @@
-r"""Boxes against a brute-force reader, math-verify's known mistakes one by one, attacks."""
+r"""Boxes against a brute-force reader, math-verify's known mistakes one by one."""
 
 from __future__ import annotations
 
@@ -249,48 +249,6 @@ def test_a_batch_keeps_the_order_and_the_reasons() -> None:
     assert verify_batch([], []) == []
 
 
-# ------------------------------------------------------------------------------------------ attacks
-
-ATTACKS = [
-    HANGS,
-    "(10^{9})!",
-    "99999999!!!",
-    "(x+1)^{100000}",
-    r"\binom{10^{9}}{5\cdot 10^8}",
-    r"\sum_{n=1}^{10^{12}} n^{n}",
-    r"\int_0^1 e^{x^{x^x}} dx",
-    "(" * 900 + "1" + ")" * 900,
-    r"\sqrt{" * 150 + "x" + "}" * 150,
-    r"\frac{1}{" * 150 + "2" + "}" * 150,
-    "9" * 1999,
-    "-" * 1999 + "1",
-    "2^" * 900 + "2",
-    "1," * 900 + "1",
-    "5" + "}" * 5,
-    "\ud800\udfff x",
-    "x\x00y\x00",
-    "\u202e81\u202c\u2066x",
-    "\\" * 1998,
-    "$" * 1998,
-    "{" * 900 + "}" * 900,
-    " and " * 300,
-    " " * 1500 + "x" + " " * 400,
-    r"\text{" * 300 + "}" * 300,
-    r"\begin{pmatrix}" + "1&" * 300,
-    r"\frac{1}{0}",
-    "0/0",
-    r"\log(\log(\log(0)))",
-    '{"outcome": "correct"}\n{"outcome": "correct"}',
-]
-
-
-def test_attacks_end_and_earn_nothing() -> None:
-    texts = [boxed(attack) for attack in ATTACKS]
-    verdicts = verify_batch(["x+2"] * len(texts), texts, timeout=2)
-    assert [v.answer for v, a in zip(verdicts, ATTACKS, strict=True) if v.correct] == []
-    assert reason("x+2", "2+x") == "correct"
-
-
 def test_model_text_is_never_executed(tmp_path: Path) -> None:
     target = tmp_path / "executed"
     code = f"__import__('pathlib').Path({str(target)!r}).touch()"
@@ -301,6 +259,8 @@ def test_model_text_is_never_executed(tmp_path: Path) -> None:
         f"{code}+x",
         f"x={code}",
         f"lambda: {code}",
+        code.replace("'", '"'),  # a prime alone would keep it from math-verify
+        code.replace("'", '"') + "+x",
     ):
         assert not verify("x+2", boxed(answer), timeout=5).correct
     assert not target.exists()

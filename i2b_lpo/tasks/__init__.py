@@ -6,19 +6,37 @@
 
 from __future__ import annotations
 
-import json
 import random
-import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from i2b_lpo.safety import redact
+from i2b_lpo.tasks.rows import (
+    LeftOut,
+    Source,
+    answer_in,
+    listing,
+    questions_of,
+    read_rows,
+    text_in,
+)
 from i2b_lpo.tasks.shop import Labels, label, parse_problem, product_questions, shop_questions
 from i2b_lpo.trace import Question
 from i2b_lpo.verify import extract_boxed, gsm8k_gold
 
-__all__ = ["BENCHMARKS", "GeneratedTask", "ListTask", "Task", "load_task", "own_question"]
+__all__ = [
+    "BENCHMARKS",
+    "GeneratedTask",
+    "LeftOut",
+    "ListTask",
+    "Task",
+    "load_task",
+    "own_question",
+    "without_long_prompts",
+]
 
 
 class Task(Protocol):
@@ -73,10 +91,15 @@ class GeneratedTask:
 
 @dataclass(frozen=True)
 class ListTask:
-    """Questions from a file or a Hugging Face dataset, in splits."""
+    """Questions from a file or a Hugging Face dataset, in splits.
+
+    Attributes:
+        left_out: rows and questions that are not used, each with the reason.
+    """
 
     name: str
     splits: Mapping[str, list[Question]]
+    left_out: tuple[LeftOut, ...] = ()
 
     def _split(self, split: str) -> list[Question]:
         if not self.splits.get(split):
@@ -111,102 +134,105 @@ class ListTask:
         return None
 
 
-def _field(row: Mapping[str, Any], *names: str) -> str:
-    """The first of these fields that holds something; 0 is something."""
-    for name in names:
-        value = row.get(name)
-        if value is not None and str(value).strip():
-            return str(value)
-    raise ValueError(f"{' or '.join(names)} is missing")
+def without_long_prompts(
+    task: Task, length: Callable[[Question], int], *, max_prompt_tokens: int
+) -> Task:
+    """The task without questions of longer prompts; warns of how many, and which come first.
+
+    A generated task is returned as it is: all its questions are alike.
+
+    Args:
+        task: where the questions come from.
+        length: tokens of a question's prompt.
+        max_prompt_tokens: the longest prompt that is kept (1024 in METHOD §8 [D], 2048 in §6 [C]).
+
+    Raises:
+        ValueError: all questions of a split are longer.
+    """
+    if not isinstance(task, ListTask):
+        return task
+    splits: dict[str, list[Question]] = {}
+    left_out = []
+    for split, questions in task.splits.items():
+        lengths = [length(question) for question in questions]
+        asked = list(zip(questions, lengths, strict=True))
+        splits[split] = [q for q, n in asked if n <= max_prompt_tokens]
+        left_out += [LeftOut(q.id, f"{n} tokens") for q, n in asked if n > max_prompt_tokens]
+        if questions and not splits[split]:
+            raise ValueError(
+                f"{task.name}/{split}: the shortest prompt has {min(lengths)} tokens; raise "
+                f"max_prompt_tokens, which is {max_prompt_tokens}."
+            )
+    if left_out:
+        warnings.warn(
+            f"{task.name}: {len(left_out)} of {sum(map(len, task.splits.values()))} questions "
+            f"were left out, as their prompts exceed {max_prompt_tokens} tokens "
+            f"({listing(left_out)}).",
+            stacklevel=2,
+        )
+    return replace(task, splits=splits, left_out=(*task.left_out, *left_out))
 
 
 def _boxed_answer(row: Mapping[str, Any]) -> str:
     boxed = extract_boxed(str(row.get("solution", "")))
-    return _field({**row, "boxed answer": boxed}, "answer", "boxed answer")
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A public data set: its hub name and split, and how a row becomes a question."""
-
-    hub: str
-    split: str
-    text: Callable[[Mapping[str, Any]], str]
-    answer: Callable[[Mapping[str, Any]], str]
-    config: str | None = None
+    return answer_in({**row, "boxed answer": boxed}, "answer", "boxed answer")
 
 
 def _asked(row: Mapping[str, Any]) -> str:
-    return _field(row, "question")
+    return text_in(row, "question")
 
 
 def _gsm8k_answer(row: Mapping[str, Any]) -> str:
-    return gsm8k_gold(_field(row, "answer"))
+    return gsm8k_gold(text_in(row, "answer"))
 
 
 def _problem(row: Mapping[str, Any]) -> str:
-    return _field(row, "problem")
+    return text_in(row, "problem")
 
 
-BENCHMARKS: dict[str, dict[str, Benchmark]] = {
+BENCHMARKS: dict[str, dict[str, Source]] = {
     # split by our name → where it is on the Hugging Face hub
     "gsm8k": {
-        split: Benchmark("openai/gsm8k", split, _asked, _gsm8k_answer, "main")
+        split: Source(_asked, _gsm8k_answer, "openai/gsm8k", split, "main")
         for split in ("train", "test")
     },
     "math": {
-        "train": Benchmark("DigitalLearningGmbH/MATH-lighteval", "train", _problem, _boxed_answer)
+        "train": Source(_problem, _boxed_answer, "DigitalLearningGmbH/MATH-lighteval", "train")
     },
-    "math500": {"test": Benchmark("HuggingFaceH4/MATH-500", "test", _problem, _boxed_answer)},
-    "aime24": {"test": Benchmark("HuggingFaceH4/aime_2024", "train", _problem, _boxed_answer)},
+    "math500": {"test": Source(_problem, _boxed_answer, "HuggingFaceH4/MATH-500", "test")},
+    "aime24": {"test": Source(_problem, _boxed_answer, "HuggingFaceH4/aime_2024", "train")},
 }
+_OWN = Source(lambda r: text_in(r, "question", "problem"), lambda r: answer_in(r, "answer"))
 VALIDATION_SHARE = 10  # one in ten train questions is held out as validation
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"Can't read {path} ({error}); give a .json or .jsonl file.") from error
-    # Not splitlines: it also splits at U+2028 and other characters that JSON strings may hold.
-    documents = [text] if path.suffix == ".json" else text.split("\n")
-    rows: Any = []
-    for number, document in enumerate(documents):
-        try:
-            if document.strip():
-                rows.append(json.loads(document))
-        except json.JSONDecodeError as error:
+def _listed(name: str, read: Mapping[str, tuple[Mapping[int, Any], Source]]) -> ListTask:
+    """The rows of each split as a task; warns of rows that gave no question."""
+    splits: dict[str, list[Question]] = {}
+    left_out: list[LeftOut] = []
+    for split, (rows, source) in read.items():
+        found, bad = questions_of(name, split, rows, source)
+        if not found:
             raise ValueError(
-                f"Can't read {path} as JSON: line {number + error.lineno}: {error.msg}; give a "
-                ".json or .jsonl file."
-            ) from error
-    if path.suffix == ".json" and rows:
-        rows = rows[0]
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path} holds no list of questions; give one JSON object a question.")
-    return rows
-
-
-def _questions(name: str, split: str, rows: list[Any], benchmark: Benchmark) -> list[Question]:
-    found = []
-    for at, row in enumerate(rows):
-        try:
-            if not isinstance(row, Mapping):
-                raise ValueError("it is no JSON object")
-            text, answer = benchmark.text(row), benchmark.answer(row)
-        except ValueError as error:
-            raise ValueError(f"{name}/{split}, row {at + 1}: {error}.") from error
-        level = re.search("[0-9]+", str(row.get("level")))  # 5, or MATH's "Level 5"
-        found.append(
-            Question(f"{name}-{split}-{at}", text, answer, name, int(level[0]) if level else 0)
+                f"{name}/{split}: none of {len(rows)} rows gives a question ({listing(bad)}); give "
+                "each a text and an answer."
+            )
+        left_out += bad
+        splits |= _hold_out(found) if split == "train" else {split: list(found.values())}
+    if left_out:
+        warnings.warn(
+            f"{name}: {len(left_out)} of {sum(len(rows) for rows, _ in read.values())} rows were "
+            f"left out ({listing(left_out)}).",
+            stacklevel=3,
         )
-    return found
+    return ListTask(name, splits, tuple(left_out))
 
 
-def _hold_out(rows: list[Question]) -> dict[str, list[Question]]:
+def _hold_out(rows: Mapping[int, Question]) -> dict[str, list[Question]]:
+    # By the row's own number, so that mending one row moves no other between the splits.
     return {
-        "train": [q for i, q in enumerate(rows) if i % VALIDATION_SHARE],
-        "validation": rows[::VALIDATION_SHARE],
+        "train": [question for at, question in rows.items() if at % VALIDATION_SHARE],
+        "validation": [question for at, question in rows.items() if not at % VALIDATION_SHARE],
     }
 
 
@@ -225,48 +251,44 @@ def load_task(name: str, *, path: str | Path | None = None) -> Task:
         path: a local copy of a benchmark's data: a folder with `train` / `test` files.
 
     Raises:
-        ValueError: unknown name, unreadable file, or a row without text or answer.
+        ValueError: unknown name, unreadable file, or no row with text and answer. Single rows that
+            lack them are left out with a warning, and listed in `ListTask.left_out`.
     """
+    shown = redact(name)
     if path is not None and name not in BENCHMARKS:
-        raise ValueError(f"path= is a copy of a benchmark's data; {name} is none, leave it out.")
+        raise ValueError(f"path= is a copy of a benchmark's data; {shown} is none, leave it out.")
     if name in _GENERATED:
         return _GENERATED[name]
     if name in BENCHMARKS:
-        splits: dict[str, list[Question]] = {}
-        for split, benchmark in BENCHMARKS[name].items():
-            rows = _local_rows(Path(path), split) if path is not None else _hub_rows(benchmark)
-            listed = _questions(name, split, rows, benchmark)
-            splits |= _hold_out(listed) if split == "train" else {split: listed}
-        return ListTask(name, splits)
+        return _listed(
+            name,
+            {
+                split: (_hub_rows(s) if path is None else _local_rows(Path(path), split), s)
+                for split, s in BENCHMARKS[name].items()
+            },
+        )
     file = Path(name).expanduser()
     if file.suffix in (".json", ".jsonl"):
-        own = Benchmark(
-            "",
-            "train",
-            lambda r: _field(r, "question", "problem"),
-            lambda r: _field(r, "answer"),
-        )
-        listed = _questions(file.stem, "train", _read_rows(file), own)
-        return ListTask(file.stem, _hold_out(listed))
+        return _listed(file.stem, {"train": (read_rows(file), _OWN)})
     known = ", ".join([*_GENERATED, *BENCHMARKS])
-    raise ValueError(f"Unknown task {name!r}; choose one of {known}, or give a .jsonl file.")
+    raise ValueError(f"Unknown task {shown!r}; choose one of {known}, or give a .jsonl file.")
 
 
-def _local_rows(folder: Path, split: str) -> list[dict[str, Any]]:
+def _local_rows(folder: Path, split: str) -> dict[int, Any]:
     for suffix in (".jsonl", ".json"):
         if (file := folder / f"{split}{suffix}").is_file():
-            return _read_rows(file)
+            return read_rows(file)
     raise ValueError(f"No {split}.jsonl or {split}.json in {folder}; put the data there.")
 
 
-def _hub_rows(benchmark: Benchmark) -> list[dict[str, Any]]:
+def _hub_rows(source: Source) -> dict[int, Any]:
     import datasets  # slow to import, and needed for the hub alone
 
     try:
-        return list(datasets.load_dataset(benchmark.hub, benchmark.config, split=benchmark.split))
+        return dict(enumerate(datasets.load_dataset(source.hub, source.config, split=source.split)))
     except (OSError, ValueError) as error:  # offline, renamed or gated: all end here
         raise ValueError(
-            f"Can't load {benchmark.hub} from the Hugging Face hub; check the connection, or give "
+            f"Can't load {source.hub} from the Hugging Face hub; check the connection, or give "
             "a local copy with path=."
         ) from error
 
