@@ -927,6 +927,7 @@ def test_a_run_writes_settings_metrics_and_a_policy(tmp_path: Path) -> None:
         "grpo": GRPOConfig(**saved.pop("grpo")),
         "optimizer": OptimizerConfig(**saved.pop("optimizer")),
         "evaluation": type(config.evaluation)(**saved.pop("evaluation")),
+        "checkpoint": type(config.checkpoint)(**saved.pop("checkpoint")),
     }
     assert RunConfig(**saved, **nested) == config
     model = AutoModelForCausalLM.from_pretrained(output / "policy")
