@@ -15,8 +15,17 @@ from i2b_lpo.views.text import number, percent
 
 __all__ = ["Run", "settings", "total", "training"]
 
-GENERATED = "tokens generated"
-CURVES = ("reward", "entropy", "distinct_strategies", "length", "rep4", GENERATED)
+CURVES = (
+    "reward",
+    "entropy",
+    "distinct_strategies",
+    "length",
+    "rep4",
+    "new_tokens",
+    "root_reward",
+    "branch_reward",
+    "S_IB",
+)
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,7 @@ def total(run: Run, key: str) -> float | None:
 
 def training(runs: Mapping[str, Run]) -> str:
     """The curves of both runs, and what each cost, as HTML."""
-    records = {
-        name: [{GENERATED if k == "new_tokens" else k: v for k, v in row.items()} for row in rows]
-        for name, rows in ((name, run.records) for name, run in runs.items())
-    }
+    records = {name: run.records for name, run in runs.items()}
     keys = [key for key in CURVES if any(key in row for rows in records.values() for row in rows)]
     return section(
         "training",
@@ -60,7 +66,8 @@ def training(runs: Mapping[str, Run]) -> str:
             "I²B-LPO, reward and strategies are those of whole trees, branches with z included, "
             "and entropy, length and repetition those of the first solutions, which are made "
             "without z. Strategies are counted among the solutions of one question; a branch has "
-            "its parent's beginning, so a tree starts with fewer of them than a group.",
+            "its parent's beginning, so a tree starts with fewer of them than a group. Roots, "
+            "branches and S_IB are I²B-LPO's alone.",
         ),
         "<h3>What each run cost</h3>\n",
         markup.table(_costs(runs)),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from i2b_lpo.plain import visible
 from i2b_lpo.storage import write_text
 
 __all__ = ["Branch", "Question", "Rollout", "Score", "Trace", "read_traces", "write_traces"]
@@ -184,7 +185,8 @@ class Trace:
             raise ValueError(f"Not a saved trace: {error}; write one with write_traces.") from error
 
     def __str__(self) -> str:
-        lines = [f"{self.question.text}  (answer {self.question.answer})"]
+        # Text goes to terminals and pages: no line, colour or direction of its own.
+        lines = [f"{visible(self.question.text)}  (answer {visible(self.question.answer)})"]
         children: dict[int, list[int]] = {}
         for i, rollout in enumerate(self.rollouts):
             children.setdefault(-1 if rollout.branch is None else rollout.branch.parent, []).append(
@@ -197,7 +199,7 @@ class Trace:
             fork = "" if rollout.branch is None else f" from token {start}"
             line = f"{'  ' * depth}[{at}]{fork} {len(own)} tokens, "
             line += f"mean H {sum(own) / max(1, len(own)):.3f} nat, "
-            line += rollout.reason or "not verified"
+            line += visible(rollout.reason) or "not verified"
             if rollout.score is not None:
                 line += f", S_IB {rollout.score.value:+.3f}"
             lines.append(line + ("" if rollout.kept else ", pruned"))

@@ -257,15 +257,12 @@ def test_the_page_loads_nothing_and_reads_without_its_figures(tmp_path: Path) ->
     assert page.tags.count("figure") == page.tags.count("figcaption") == FIGURES
     words = [value for tag, name, value in page.attributes if (tag, name) == ("div", "aria-label")]
     runs = make_runs()
-    curves = {
-        name: [{**row, "tokens generated": row["new_tokens"]} for row in run.records]
-        for name, run in runs.items()
-    }
+    curves = {name: run.records for name, run in runs.items()}
     evaluations = [make_evaluation(), *(run.evaluation for run in runs.values())]
     traces = [make_traces(1), *(run.traces for run in runs.values())]
     for view in (
         comparison(dict(zip(NAMES, evaluations, strict=True))),
-        training_curves(curves, keys=["reward", "entropy", "length", "tokens generated"]),
+        training_curves(curves, keys=["reward", "entropy", "length", "new_tokens"]),
         entropy_histogram(dict(zip(NAMES, traces, strict=True)), words=["Guess", "Split"]),
         group_advantages(make_group(), make_group().meta["advantages"]),
         branch_tree(make_tree()),

@@ -43,7 +43,8 @@ from i2b_lpo.views import (
     training_curves,
     visible,
 )
-from i2b_lpo.views.base import DIVERGING, ink, shade
+from i2b_lpo.views.base import DIVERGING, INK, ink, readable, shade
+from i2b_lpo.views.group import reward_sign
 from i2b_lpo.views.markup import table
 from i2b_lpo.views.text import interval, number
 
@@ -274,6 +275,38 @@ def test_text_on_the_entropy_colours_is_readable() -> None:
     assert shade(-1) == shade(0) and shade(9) == shade(1)
 
 
+def test_signs_of_right_and_wrong_are_readable_on_white() -> None:
+    for reward in (1.0, 0.0, None, 0.25):
+        trace = simple_rollout(["a"], [0.1], reward)
+        _, colour = reward_sign(trace.rollouts[0])
+        assert contrast(colour, "#FFFFFF") >= 4.5  # WCAG AA
+    assert contrast(STYLES["correct"].colour, "#FFFFFF") < 4.5  # as a text it wouldn't do
+    assert readable("#E69F00") != "#E69F00" and readable(INK) == INK
+
+
+def simulated(colour: str) -> list[float]:
+    """What an eye without green cones sees (Viénot, Brettel and Mollon 1999), linear light."""
+    found = re.findall(r"\d+", colour) if colour.startswith("rgb") else None
+    parts = found or [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    linear = [(int(part) / 255) ** 2.2 for part in parts]
+    matrix = ((0.29275, 0.70725, 0.0), (0.29275, 0.70725, 0.0), (-0.02234, 0.02234, 1.0))
+    return [max(0.0, sum(w * c for w, c in zip(row, linear, strict=True))) for row in matrix]
+
+
+def apart(one: str, other: str) -> float:
+    return math.dist(*([c ** (1 / 2.2) for c in simulated(x)] for x in (one, other)))
+
+
+def test_what_stands_side_by_side_differs_without_green_cones() -> None:
+    for group in (("base", "GRPO", "I²B-LPO"), ("correct", "wrong")):
+        colours = [STYLES[name].colour for name in group]
+        assert all(apart(a, b) > 0.12 for i, a in enumerate(colours) for b in colours[:i]), group
+    steps = [shade(i / 10) for i in range(11)]
+    light = [simulated(colour)[1] for colour in steps]
+    assert light == sorted(light)  # entropy grows with lightness
+    assert apart(shade(0.0, DIVERGING), shade(1.0, DIVERGING)) > 0.12
+
+
 def test_the_advantage_colours_are_white_at_zero_and_even_on_both_sides() -> None:
     assert shade(0.5, DIVERGING) == "rgb(255, 255, 255)"
     left, right = (contrast(shade(share, DIVERGING), "#FFFFFF") for share in (0.0, 1.0))
@@ -335,6 +368,29 @@ def test_strip_shows_every_token_once_in_reading_order(tokens: list[tuple[str, f
     assert len(forks.x) == sum(h > 0.7 for h in entropies)
     assert [width > 0 for width in cells.marker.line.width] == [h > 0.7 for h in entropies]
     assert len(view.table) == 1 + len(pieces)
+
+
+def test_strip_of_surprisal_says_so_everywhere() -> None:
+    trace = simple_rollout(["Split", "\n", "9"], [1.0, 0.0, 0.5], 0.0)
+    rollout = dataclasses.replace(trace.rollouts[0], logprobs_t1=(-5.0, 0.0, -4.0))
+    trace = dataclasses.replace(trace, rollouts=(rollout,))
+    view = entropy_strip(trace, quantity="surprisal")
+    assert view.describe() == (
+        "Surprisal of rollout 0 (✗ wrong): 3 tokens in 2 lines; mean 3.00 nat; 1 tokens above 4 "
+        "nat: 'Split' 5.00 at token 0."
+    )
+    cells, forks, scale = view.figure.data
+    entropy = entropy_strip(trace)
+    assert forks.name == "and outline: −log π above 4 nat" and len(forks.x) == 1
+    assert scale.marker.colorbar.title.text.startswith("−log π (nat)") and scale.marker.cmax == 8
+    assert scale.marker.colorscale != entropy.figure.data[2].marker.colorscale
+    assert cells.marker.color[0] != entropy.figure.data[0].marker.color[0]
+    assert all(contrast(c, ink(c)) >= 4.5 for c in cells.marker.color)
+    assert "surprisal −log π" in view.figure.layout.title.text
+    assert view.table == entropy.table and cells.hovertext == entropy.figure.data[0].hovertext
+    assert len(entropy_strip(trace, quantity="surprisal", threshold=3.5).figure.data[1].x) == 2
+    with pytest.raises(ValueError, match="choose entropy or surprisal"):
+        entropy_strip(trace, quantity="reward")
 
 
 def test_strip_refuses_what_it_cannot_draw() -> None:
@@ -434,6 +490,54 @@ def test_curves_leave_gaps_and_skip_what_is_no_number() -> None:
     for nothing in ([], {}, {"seed 0": []}, [{"step": 0, "note": "x"}]):
         with pytest.raises(ValueError, match=r"no training records|no number"):
             training_curves(nothing)
+
+
+def test_curves_name_all_that_training_records_with_its_unit() -> None:
+    recorded = [
+        "reward",
+        "solved",
+        "uniform_groups",
+        "entropy",
+        "length",
+        "finished",
+        "rep4",
+        "new_tokens",
+        "root_reward",
+        "branch_reward",
+        "kept",
+        "S_IB",
+        "distinct_strategies",
+        "grad_norm",
+        "clip_fraction",
+        "mean_ratio",
+        "trained_tokens",
+        "rollout_seconds",
+        "update_seconds",
+        "score_seconds",
+    ]
+    view = training_curves([dict.fromkeys(recorded, 1.0)] * 2)
+    headings = [note.text for note in view.figure.layout.annotations]
+    assert not any("_" in text.replace("rep-4", "") for text in headings)
+    assert len(set(headings)) == len(recorded) and "<b>mean S<sub>IB</sub></b>" in headings
+    assert all(len(re.sub("<.*?>", "", text)) <= 22 for text in headings)  # a third of 640 pixels
+
+
+def test_curves_of_runs_of_different_lengths_share_their_axes() -> None:
+    runs = {"GRPO": make_records(0, 40), "I²B-LPO": make_records(1, 7, extra="S_IB")}
+    view = training_curves(runs, keys=["reward", "S_IB"])
+    assert "2 runs of up to 40 steps" in view.describe()
+    assert re.search(r"mean S_IB I²B-LPO 1.000 → 1.000\.$", view.describe())
+    long, _, short, _ = [line for line in view.figure.data if line.xaxis == "x"]
+    assert list(long.x) == list(range(40)) and list(short.x) == list(range(7))
+    drawn = [v for line in (long, short) for v in line.y]
+    low, high = view.figure.layout.yaxis.range
+    assert low < min(drawn) and high > max(drawn)
+    flat = [{"step": i, "ratio": 1.0 + 1e-8 * (i % 2), "zero": 0.0} for i in range(9)]
+    layout = training_curves(flat).figure.layout
+    assert list(layout.yaxis.range) == pytest.approx([0.9, 1.1])  # rounding makes no curve
+    assert list(layout.yaxis2.range) == [-0.1, 0.1]
+    odd = training_curves([{"step": "<b>", "a": 1.0}, {"step": 2, "a": 2.0}]).figure.data[0]
+    assert list(odd.x) == [None, 2.0]
 
 
 def test_curves_tell_runs_apart_without_colour() -> None:

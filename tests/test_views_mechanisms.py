@@ -26,6 +26,7 @@ from i2b_lpo.views import (
     entropy_strip,
     escape,
     gamma_curves,
+    head_activation,
     head_detail,
     head_grid,
     ib_ranking,
@@ -35,7 +36,7 @@ from i2b_lpo.views import (
     training_step,
     visible,
 )
-from i2b_lpo.views.base import DIVERGING, ink, shade
+from i2b_lpo.views.base import DIVERGING, INK, ink, readable, shade
 from i2b_lpo.views.categories import PALETTE, category_styles
 from i2b_lpo.views.lanes import forks_of, lanes_of, nesting, order_of
 
@@ -177,12 +178,51 @@ def test_the_tree_in_words() -> None:
     table = branch_tree(small_tree()).table
     assert table[0] == (
         "trajectory", "parent", "fork at token", "H there (nat)", "fusion", "own tokens", "reward",
-        "S_IB", "answer", "cost", "filter", "text",
+        "S_IB", "answer", "cost", "filter", "z", "text",
     )  # fmt: skip
     assert table[2] == (
-        "1", "0", "1", "0.45", "psa", "2", "✗", "−0.30", "+0.10", "+0.40", "pruned", "SplitRound3",
+        "1", "0", "1", "0.45", "psa", "2", "✗", "−0.30", "+0.10", "+0.40", "pruned", "+0.50, −1.00",
+        "SplitRound3",
     )  # fmt: skip
     assert table[4][7:11] == ("–", "–", "–", "kept")
+
+
+def test_z_stands_at_the_right_as_bars_up_and_down() -> None:
+    view = branch_tree(small_tree())
+    latents = z_of(view)
+    axis = view.figure.layout.yaxis
+    lane = {int(name): y for name, y in zip(axis.ticktext, axis.tickvals, strict=True)}
+    assert list(latents.base) == [y for i, y in lane.items() if i for _ in range(2)]
+    assert list(latents.y) == pytest.approx([-0.2, 0.4] * 4)  # z = (0.5, −1); the axis points down
+    assert latents.marker.color[0] == shade(0.75, DIVERGING)
+    assert latents.marker.color[1] == shade(0.0, DIVERGING)
+    assert latents.hovertext[1] == "trajectory 1, z<sub>2</sub> = −1.00"
+    assert "<b>z</b>" in [note.text for note in view.figure.layout.annotations]
+    low, high = view.figure.layout.xaxis2.range
+    assert all(low < x < high for x in latents.x)
+    ends = layers(view)["ends"]
+    assert min(latents.x) - min(latents.width) / 2 > max(d.x[0] for d in ends)
+    for trace in (tree_of([root(["a"])]), no_latents(small_tree())):
+        assert "<b>z</b>" not in [n.text for n in branch_tree(trace).figure.layout.annotations]
+    long = small_tree()
+    branch = dataclasses.replace(long.rollouts[1].branch, z=(1.0,) * 40)
+    rows = [long.rollouts[0], dataclasses.replace(long.rollouts[1], branch=branch)]
+    assert len(z_of(branch_tree(tree_of(rows))).x) == 16
+
+
+def z_of(view: View) -> Any:
+    (bars,) = (d for d in view.figure.data if d.type == "bar" and d.xaxis == "x2")
+    return bars
+
+
+def no_latents(trace: Trace) -> Trace:
+    rollouts = [
+        r
+        if r.branch is None
+        else dataclasses.replace(r, branch=dataclasses.replace(r.branch, z=()))
+        for r in trace.rollouts
+    ]
+    return dataclasses.replace(trace, rollouts=tuple(rollouts))
 
 
 def layers(view: View) -> dict[str, Any]:
@@ -301,7 +341,7 @@ def test_reward_score_and_filter_stand_at_the_right_in_words_and_signs() -> None
     view = branch_tree(small_tree())
     reward, score, fate = layers(view)["ends"]
     assert list(reward.text) == [f"<b>{sign}</b>" for sign in "✓✗✓?✓"]
-    assert reward.textfont.color[1] == STYLES["wrong"].colour
+    assert reward.textfont.color[1] == readable(STYLES["wrong"].colour)
     assert list(score.text) == ["+0.50", "−0.30", "+0.20", "–", "–"]
     assert list(fate.text) == ["root", "pruned", "kept", "kept", "kept"]
     assert "γ<sub>0</sub> = 1, s<sub>0</sub> = 8" in reward.hovertext[1]
@@ -518,6 +558,58 @@ def test_large_grids_leave_their_numbers_out_and_equal_ones_say_so() -> None:
             head_grid(on, off)
 
 
+def test_head_activation_measures_each_head_by_itself() -> None:
+    rng = np.random.default_rng(0)
+    off, on = rng.normal(size=(3, 2, 5)), rng.normal(size=(3, 2, 5))
+    on[1, 1] = -off[1, 1]  # as active as before, and turned round
+    on[2, 0] = off[2, 0]
+    on[0] = off[0] * [[1.5], [0.5]]
+    slot = rng.random((3, 2))
+    view = head_activation(on, off, slot=slot, title="One row")
+    before, after, moved, weight = heat(view)
+    for layer in range(3):
+        for head in range(2):
+            o, with_z = off[layer, head], on[layer, head]
+            length = math.sqrt(sum(x * x for x in o))
+            assert before.z[layer][head] == pytest.approx(length)
+            assert after.z[layer][head] == pytest.approx(math.sqrt(sum(x * x for x in with_z)))
+            far = math.sqrt(sum((a - b) ** 2 for a, b in zip(o, with_z, strict=True)))
+            assert moved.z[layer][head] == pytest.approx(far / length, abs=1e-12)
+    assert moved.z[1][1] == pytest.approx(2) and moved.z[2][0] == 0
+    assert moved.z[0] == pytest.approx([0.5, 0.5])
+    assert np.array_equal(weight.z, slot) and (weight.zmin, weight.zmax) == (0.0, 1.0)
+    assert (before.zmin, before.zmax) == (after.zmin, after.zmax)
+    most = np.unravel_index(np.argmax(moved.z), (3, 2))
+    (box,) = view.figure.layout.shapes
+    assert (box.y0, box.x0) == (most[0] - 0.5, most[1] - 0.5) and box.xref == "x3"
+    assert box.line.color not in (INK, "#1A1A1A")  # the cell it outlines is the darkest
+    assert view.describe().startswith("One row: 3 layers × 2 heads. Activation without z from ")
+    assert "in layer 0, " in view.describe() and "moved by 50 % of its act" in view.describe()
+    assert f"at layer {most[0]}, head {most[1]}." in view.describe()
+    assert view.table[0] == ("layer", "head", "without z", "with z", "moved by", "slot's weight")
+    assert len(view.table) == 1 + 6 and len(heat(head_activation(on, off))) == 3
+    still = head_activation(off, off)
+    assert still.describe().endswith("no head moved.") and not still.figure.layout.shapes
+
+
+@pytest.mark.parametrize(
+    ("on", "off", "slot", "message"),
+    [
+        ([[1.0]], [[1.0]], None, r"shape \(layers, heads, d_head\)"),
+        ([[[1.0]]], [[[1.0, 2.0]]], None, "give equal ones"),
+        ([[[1.0], [1.0, 2.0]]], [[[1.0]]], None, "equally many numbers"),
+        ([[[math.nan]]], [[[1.0]]], None, "must be finite"),
+        ([[[1.0]]], [[[1.0]]], [[0.5, 0.5]], "one for each layer and head"),
+        ([], [], None, "shape"),
+    ],
+)
+def test_head_activation_refuses_what_it_cannot_draw(
+    on: Any, off: Any, slot: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        head_activation(on, off, slot=slot)
+
+
 def test_a_head_has_the_slot_as_a_column_of_its_own() -> None:
     off = [0.5, 0.3, 0.2]
     on = [0.4, *(0.6 * w for w in off)]
@@ -542,7 +634,10 @@ def test_a_head_writes_out_the_tokens_that_matter_when_there_are_many() -> None:
     off[150] = 0.5
     view = head_detail(np.r_[0.5, 0.5 * off], off, ["a"] * 150 + ["X"] + ["a"] * 49, 0, 0)
     ticks = view.figure.layout.xaxis2
-    assert len(ticks.ticktext) == 81 and "X" in ticks.ticktext
+    low, high = ticks.range
+    assert "X" in ticks.ticktext and len(ticks.ticktext) > 30
+    pixels = [560 * (b - a) / (high - low) for a, b in pairwise(ticks.tickvals)]
+    assert min(pixels[1:]) >= 13  # the names don't touch
     assert len(view.table) == 202
 
 
@@ -636,6 +731,24 @@ def test_on_a_dotted_line_the_score_is_the_same() -> None:
         room = 1e-9 * spread
         for cost, answer in (*ends[::3], *ends[1::3]):
             assert x[0] - room <= cost <= x[1] + room and y[0] - room <= answer <= y[1] + room
+
+
+def test_names_of_means_that_lie_together_keep_clear_of_each_other() -> None:
+    at = [(0.5, 0.5), (0.52, 0.52), (0.5, 0.53), (3.0, 3.0)]
+    rollouts = [
+        dataclasses.replace(root(["a"]), score=Score(a - c, a, c)) for a, c in at for _ in range(3)
+    ]
+    view = ib_scatter([tree_of(rollouts)], kinds=[[k for k in KINDS for _ in range(3)]])
+    notes = [note for note in view.figure.layout.annotations if note.text.startswith("<b>")]
+    places = [
+        (500 * (n.x - 0.5) / 2.5 + n.xshift, 330 * (n.y - 0.5) / 2.5 + n.yshift, 4 * len(n.text))
+        for n in notes
+    ]
+    assert [n.text for n in notes] == [f"<b>{kind}</b>" for kind in KINDS]
+    for i, (x, y, _) in enumerate(places):
+        for x2, y2, _ in places[:i]:
+            assert abs(y - y2) >= 16 or abs(x - x2) >= 40
+    assert (notes[-1].xshift, notes[-1].yshift) == (0, 17)  # alone: above its mark
 
 
 def test_without_kinds_the_scatter_shows_the_reward() -> None:

@@ -7,6 +7,7 @@ Memory: 3.0 GiB in all: weights 1.0 GiB, AdamW 2.0 GiB.
 
 from __future__ import annotations
 
+from i2b_lpo.views.activation import head_activation
 from i2b_lpo.views.attention import head_detail, head_grid
 from i2b_lpo.views.base import STYLES, Style, View, styles
 from i2b_lpo.views.curves import training_curves
@@ -34,6 +35,7 @@ __all__ = [
     "escape",
     "gamma_curves",
     "group_advantages",
+    "head_activation",
     "head_detail",
     "head_grid",
     "ib_ranking",

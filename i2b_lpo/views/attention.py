@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from plotly.subplots import make_subplots
 
-from i2b_lpo.views.base import DIVERGING, GRID, INK, MONO, STYLES, View, heading, ink, shade, styled
+from i2b_lpo.views.base import DIVERGING, GRID, INK, MONO, STYLES, View, heading, shade, styled
+from i2b_lpo.views.grids import GREYS, Array, grid_height, grid_of, layer_axis, panel
 from i2b_lpo.views.strip import token_text
 from i2b_lpo.views.text import escape, number, signed
 
 __all__ = ["head_detail", "head_grid"]
 
-Array = npt.NDArray[np.float64]
 Numbers = Sequence[float] | npt.NDArray[Any]
 
-GREYS: list[list[Any]] = [[0.0, "#FFFFFF"], [1.0, "#1A1A1A"]]
-"""White is zero here too; the colours of entropy stay entropy's."""
-
-LEGIBLE = 100  # cells of a grid that still have room for their numbers
-NAMED = 80  # tokens of a head that are written out
+NARROW = 560  # pixels across the tokens on a small screen
+LETTERS = 13  # pixels that a token's name takes
 
 
 def head_grid(
@@ -47,7 +43,7 @@ def head_grid(
     Raises:
         ValueError: shapes differ or aren't (layers, heads), or a number isn't finite.
     """
-    on, off = _grid(with_z), _grid(without_z)
+    on, off = grid_of(with_z), grid_of(without_z)
     if on.shape != off.shape:
         raise ValueError(f"The grids have the shapes {on.shape} and {off.shape}; give equal ones.")
     change = on - off
@@ -64,25 +60,18 @@ def head_grid(
         ("difference", change, -reach, reach, DIVERGING),
     )
     for col, (name, values, bottom, top, colours) in enumerate(panels, 1):
-        _panel(figure, name, values, bottom, top, colours, quantity, col)
+        panel(figure, name, values, (bottom, top), colours, quantity, col)
     layer, head = map(int, most)
     if change[most]:
         figure.add_shape(
             type="rect", x0=head - 0.5, x1=head + 0.5, y0=layer - 0.5, y1=layer + 0.5,
             line={"color": INK, "width": 3}, row=1, col=3,
         )  # fmt: skip
-    step = max(1, ceil(layers / 16))
-    figure.update_yaxes(
-        range=[layers - 0.5, -0.5],
-        tickvals=list(range(0, layers, step)),
-        ticktext=[f"{at}" for at in range(0, layers, step)],
-        showgrid=False,
-    )
-    figure.update_yaxes(title_text="layer", row=1, col=1)
+    layer_axis(figure, layers)
     styled(
         figure,
         title=f"{escape(title, 90)}<br>{escape(quantity, 90)}; outlined: changed most",
-        height=max(310, min(700, 170 + 42 * layers)),
+        height=grid_height(layers),
         margin={"t": 95, "b": 75},
         plot_bgcolor=GRID,
         showlegend=False,
@@ -113,85 +102,6 @@ def head_grid(
             ),
         ),
     )
-
-
-def _grid(values: Sequence[Numbers] | npt.NDArray[Any]) -> Array:
-    try:
-        grid = np.asarray(values, dtype=np.float64)
-    except ValueError as error:
-        raise ValueError(
-            "A grid needs a row for each layer, with a number for each head."
-        ) from error
-    if grid.ndim != 2 or not grid.size:
-        raise ValueError(f"A grid has the shape (layers, heads), got {grid.shape}.")
-    if not np.isfinite(grid).all():
-        raise ValueError("Every number of a grid must be finite; check what measured it.")
-    return grid
-
-
-def _panel(
-    figure: Any,
-    name: str,
-    values: Array,
-    bottom: float,
-    top: float,
-    scale: list[list[Any]],
-    quantity: str,
-    col: int,
-) -> None:
-    layers, heads = values.shape
-    cells = [(layer, head) for layer in range(layers) for head in range(heads)]
-    shown = signed if scale is DIVERGING else number
-    share = [(float(values[cell]) - bottom) / (top - bottom) for cell in cells]
-    left, right = figure.layout[f"xaxis{col if col > 1 else ''}"].domain
-    figure.add_heatmap(
-        z=values.tolist(),
-        x=list(range(heads)),
-        y=list(range(layers)),
-        zmin=bottom,
-        zmax=top,
-        colorscale=scale,
-        xgap=1.5,
-        ygap=1.5,
-        hovertext=[
-            [
-                f"layer {layer}, head {head}, {name}<br>{escape(quantity, 60)}: "
-                f"{shown(float(values[layer, head]), 3)}"
-                for head in range(heads)
-            ]
-            for layer in range(layers)
-        ],
-        hoverinfo="text",
-        colorbar={
-            "orientation": "h", "x": left, "xanchor": "left", "y": 0, "yanchor": "top",
-            "ypad": 44, "xpad": 0, "len": right - left, "thickness": 10, "outlinewidth": 0.5,
-            "nticks": 5, "tickfont": {"size": 11},
-        },
-        row=1,
-        col=col,
-    )  # fmt: skip
-    if len(cells) <= LEGIBLE:
-        figure.add_scatter(
-            x=[head for _, head in cells],
-            y=[layer for layer, _ in cells],
-            mode="text",
-            text=[shown(float(values[cell]), 2) for cell in cells],
-            textfont={"size": 11, "color": [ink(shade(at, scale)) for at in share]},
-            hoverinfo="skip",
-            row=1,
-            col=col,
-        )
-    step = max(1, ceil(heads / 8))
-    figure.update_xaxes(
-        title_text="head",
-        title_standoff=2,
-        range=[-0.5, heads - 0.5],
-        tickvals=list(range(0, heads, step)),
-        showgrid=False,
-        row=1,
-        col=col,
-    )
-    heading(figure, name, row=1, col=col)
 
 
 def _range(values: Array) -> str:
@@ -288,8 +198,7 @@ def head_detail(
     )
     heading(figure, "attention weight: bars with z, ticks (–) without", row=1, col=1)
     heading(figure, "difference", row=2, col=1)
-    strongest = np.argsort(-np.maximum(on[1:], off), kind="stable")[:NAMED]
-    named = sorted(map(int, strongest))
+    named = _legible(np.maximum(on[1:], off))
     for row in (1, 2):
         figure.add_vline(x=0, line={"color": INK, "width": 1, "dash": "dot"}, row=row, col=1)
     figure.update_yaxes(range=[0, 1.1 * max(float(on.max()), float(off.max()))], row=1, col=1)
@@ -300,8 +209,8 @@ def head_detail(
     figure.update_xaxes(
         tickvals=[-1.0, *(t + 1 for t in named)],
         ticktext=["<b>z</b>", *(names[t] for t in named)],
-        tickangle=0 if all(len(token_text(tokens[t])) < 3 for t in named) else -90,
-        tickfont={"family": MONO, "size": 11 if len(named) < 50 else 9},
+        tickangle=0 if all(len(token_text(tokens[t])) < 3 for t in named) else -60,
+        tickfont={"family": MONO, "size": 11},
         row=2,
         col=1,
     )
@@ -337,6 +246,16 @@ def head_detail(
             ),
         ),
     )
+
+
+def _legible(weights: Array) -> list[int]:
+    """The tokens to write out: the strongest first, as long as no two names touch."""
+    room = LETTERS * (len(weights) + 2.6) / NARROW  # in tokens
+    named: list[int] = []
+    for t in map(int, np.argsort(-weights, kind="stable")):
+        if all(abs(t - other) >= room for other in named):
+            named.append(t)
+    return sorted(named)
 
 
 def _weights(values: Numbers, count: int, name: str) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
@@ -36,6 +36,7 @@ __all__ = [
     "hatched",
     "heading",
     "ink",
+    "readable",
     "shade",
     "styled",
     "styles",
@@ -139,9 +140,26 @@ def shade(share: float, scale: list[list[Any]] = SEQUENTIAL) -> str:
 def ink(colour: str) -> str:
     """Black or white, whichever reads better on a colour of `shade`."""
     parts = [int(part) / 255 for part in re.findall(r"\d+", colour)]
+    return "#000000" if _luminance(parts) > 0.179 else "#FFFFFF"
+
+
+def _luminance(parts: Sequence[float]) -> float:
+    """WCAG 2's relative luminance of red, green and blue from 0 to 1."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]  # WCAG 2
-    return "#000000" if luminance > 0.179 else "#FFFFFF"
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def readable(colour: str) -> str:
+    """A style's colour, darkened until text in it reads well on white (WCAG AA).
+
+    Example:
+        >>> readable("#009E73"), readable("#0072B2")
+        ('#00865F', '#0072B2')
+    """
+    parts = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+    while _luminance([part / 255 for part in parts]) > 1.05 / 4.55 - 0.05:
+        parts = [int(0.99 * part) for part in parts]
+    return "#" + "".join(f"{part:02X}" for part in parts)
 
 
 def hatched(style: Style) -> dict[str, Any]:
@@ -250,7 +268,12 @@ class View:
         return Path(path)
 
 
-CONFIG: dict[str, Any] = {"displayModeBar": False, "responsive": True, "scrollZoom": False}
+CONFIG: dict[str, Any] = {
+    "displayModeBar": False,
+    "responsive": True,
+    "scrollZoom": False,
+    "typesetMath": False,
+}
 
 _AXIS: dict[str, Any] = {
     "gridcolor": GRID, "linecolor": MUTED, "zeroline": False, "ticks": "", "automargin": True,

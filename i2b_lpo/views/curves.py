@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil, isfinite
 from statistics import fmean
 from typing import Any
@@ -47,18 +47,20 @@ def training_curves(records: Records | Mapping[str, Records], *, keys: Sequence[
     table = []
     for at, key in enumerate(keys):
         cell = {"row": at // columns + 1, "col": at % columns + 1}
-        heading(figure, escape(label(key), 40), **cell)
+        heading(figure, escape(label(key), 26).replace("S_IB", "S<sub>IB</sub>"), **cell)
         if at + columns >= len(keys):  # no panel below
             figure.update_xaxes(title_text="step", **cell)
         changes = []
-        for name, run in runs.items():
-            values = [_finite(row.get(key)) for row in run]
+        series = {name: [_finite(row.get(key)) for row in run] for name, run in runs.items()}
+        figure.update_yaxes(range=_span(series.values()), **cell)
+        for place, (name, run) in enumerate(runs.items()):
+            values = series[name]
             means = _running_mean(values, window)
             style = looks[name]
             line = {
-                "x": [row.get("step", i) for i, row in enumerate(run)],
+                "x": [_finite(row.get("step", i)) for i, row in enumerate(run)],
                 "name": escape(name, 24),
-                "legendgroup": escape(name),
+                "legendgroup": f"{place}",
                 "mode": "lines",
                 **cell,
             }
@@ -112,6 +114,18 @@ def _numbers(runs: Mapping[str, Records]) -> list[str]:
 def _finite(value: Any) -> float | None:
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
     return float(value) if good else None
+
+
+def _span(series: Iterable[Values]) -> list[float] | None:
+    """The range of an axis; numbers that differ by rounding alone make a flat line."""
+    known = [value for values in series for value in values if value is not None]
+    if not known:
+        return None
+    low, high = min(known), max(known)
+    room = 0.06 * (high - low)
+    if high - low <= 1e-6 * max(abs(low), abs(high)):
+        room = 0.1 * abs(high) or 0.1
+    return [low - room, high + room]
 
 
 def _running_mean(values: Values, window: int) -> Values:

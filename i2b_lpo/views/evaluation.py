@@ -78,13 +78,13 @@ def comparison(evaluations: Evaluations, *, metrics: Sequence[str] = ()) -> View
         span = (high - low) or abs(high) or 1.0
         figure.update_xaxes(range=[low - 0.12 * span, high + 0.35 * span], nticks=5, **cell)
         figure.update_yaxes(tickvals=[], **cell)
-    height = tall + 165
+    height = tall + 183
     styled(
         figure,
-        title=f"{_subject(evaluations)}: means over questions with 95 &#37; bootstrap intervals",
+        title=f"{_subject(evaluations)}<br>means over questions with 95 &#37; bootstrap intervals",
         height=height,
-        margin={"t": 115, "b": 50},
-        legend={"y": 1 - 36 / height, "yref": "container", "yanchor": "top"},
+        margin={"t": 133, "b": 50},
+        legend={"y": 1 - 54 / height, "yref": "container", "yanchor": "top"},
     )
     found = [
         (
@@ -163,7 +163,7 @@ def _marks(
             x=[cell["mean"] for _, cell in cells],
             mode="markers",
             name=escape(name, 40),
-            legendgroup=escape(name),
+            legendgroup=f"{place}",
             showlegend=row == col == 1,
             marker={
                 "color": style.colour,
@@ -232,7 +232,7 @@ def strategy_shares(evaluations: Evaluations) -> View:
             "orientation": "h",
             "width": thick * 0.9,
             "name": escape(policy, 40),
-            "legendgroup": escape(policy),
+            "legendgroup": f"{place}",
             "textposition": "outside",
             "textfont": {"size": 12},
             "cliponaxis": False,

@@ -8,7 +8,18 @@ from math import isfinite
 from plotly.subplots import make_subplots
 
 from i2b_lpo.trace import Rollout, Trace
-from i2b_lpo.views.base import DIVERGING, INK, MUTED, NEUTRAL, STYLES, View, heading, shade, styled
+from i2b_lpo.views.base import (
+    DIVERGING,
+    INK,
+    MUTED,
+    NEUTRAL,
+    STYLES,
+    View,
+    heading,
+    readable,
+    shade,
+    styled,
+)
 from i2b_lpo.views.text import escape, number, signed
 
 __all__ = ["group_advantages", "reward_sign"]
@@ -108,7 +119,10 @@ def reward_sign(rollout: Rollout) -> tuple[str, str]:
     """The reward as a sign, and the sign's colour."""
     if rollout.reward is None:
         return "?", MUTED
-    signs = {1.0: ("✓", STYLES["correct"].colour), 0.0: ("✗", STYLES["wrong"].colour)}
+    signs = {
+        1.0: ("✓", readable(STYLES["correct"].colour)),
+        0.0: ("✗", readable(STYLES["wrong"].colour)),
+    }
     return signs.get(rollout.reward, (number(rollout.reward, 2), INK))
 
 

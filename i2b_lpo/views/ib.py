@@ -15,6 +15,7 @@ from i2b_lpo.metrics import bootstrap_interval
 from i2b_lpo.trace import Rollout, Score, Trace
 from i2b_lpo.views.base import INK, MUTED, STYLES, Style, View, hatched, heading, styled
 from i2b_lpo.views.categories import PALETTE, category_styles
+from i2b_lpo.views.means import means
 from i2b_lpo.views.text import escape, number, percent, signed
 
 __all__ = ["ib_ranking", "ib_scatter"]
@@ -59,9 +60,14 @@ def ib_scatter(traces: Sequence[Trace], *, kinds: Sequence[Sequence[str]] = ()) 
     _same_score(figure, x_range, y_range)
     for name, style, members in groups:
         _points(figure, name, style, members)
-    for name, style, members in groups:
-        if len(members) > 2:
-            _mean(figure, name, style, members)
+    means(
+        figure,
+        [
+            (name, style, fmean(s.cost for _, s in members), fmean(s.answer for _, s in members))
+            for name, style, members in groups
+            if len(members) > 2
+        ],
+    )
     if pruned:
         figure.add_scatter(  # no points, only the legend
             x=[None],
@@ -186,27 +192,6 @@ def _hover(name: str, rollout: Rollout, score: Score) -> str:
     return "<br>".join([head, *lines[:8], *(["…"] if len(lines) > 8 else [])])
 
 
-def _mean(figure: Any, name: str, style: Style, members: list[tuple[Rollout, Score]]) -> None:
-    x, y = (fmean(getattr(s, part) for _, s in members) for part in ("cost", "answer"))
-    figure.add_scatter(
-        x=[x],
-        y=[y],
-        mode="markers",
-        marker={
-            "symbol": style.symbol,
-            "color": style.colour,
-            "size": 17,
-            "line": {"color": INK, "width": 2},
-        },
-        hoverinfo="skip",
-        showlegend=False,
-    )
-    figure.add_annotation(
-        x=x, y=y, text=f"<b>{escape(name, 24)}</b>", yshift=17, showarrow=False,
-        bgcolor="rgba(255, 255, 255, 0.8)", borderpad=1, font={"size": 12},
-    )  # fmt: skip
-
-
 # --- the order ----------------------------------------------------------------------------------
 
 
@@ -261,7 +246,7 @@ def ib_ranking(
                 y=[cell.mean for cell in cells],
                 width=thick * 0.92,
                 name=escape(name, 40),
-                legendgroup=escape(name),
+                legendgroup=f"{place}",
                 showlegend=col == 1,
                 marker=hatched(looks[name]),
                 error_y={
@@ -283,9 +268,7 @@ def ib_ranking(
                 x=[at - 0.42 + thick * (place + 0.5) for at in range(len(columns))],
                 y=[cell.high for cell in cells],
                 mode="text",
-                text=[
-                    f"{100 * cell.mean:.0f}" if col == 2 else number(cell.mean, 2) for cell in cells
-                ],
+                text=[f"{100 * cell.mean:.0f}" for cell in cells],
                 textposition="top center",
                 textfont={"size": 11},
                 showlegend=False,
@@ -300,7 +283,7 @@ def ib_ranking(
             f"{best} {percent(found[best].mean, 0)}, {worst} {percent(found[worst].mean, 0)}"
         )
         table += [(name, column, str(cell)) for column, cell in found.items()]
-    heading(figure, "share of the other kinds that it beats", row=1, col=1)
+    heading(figure, "share of the other kinds that it beats, in &#37;", row=1, col=1)
     heading(figure, "share of problems, in &#37;", row=1, col=2)
     for columns, col in panels:
         figure.update_xaxes(
@@ -312,8 +295,9 @@ def ib_ranking(
             col=col,
         )
     ticks = [0, 0.25, 0.5, 0.75, 1]
-    figure.update_yaxes(range=[0, 1.14], tickvals=ticks)
-    figure.update_yaxes(ticktext=["0", "25", "50", "75", "100"], row=1, col=2)
+    figure.update_yaxes(
+        range=[0, 1.14], tickvals=ticks, ticktext=[f"{100 * at:.0f}" for at in ticks]
+    )
     figure.add_hline(y=0.5, line={"color": MUTED, "dash": "dot", "width": 1.5}, row=1, col=1)
     height = 430
     styled(

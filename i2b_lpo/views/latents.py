@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from i2b_lpo.views.base import INK, NEUTRAL, Style, View, hatched, styled
 from i2b_lpo.views.categories import PALETTE, category_styles
+from i2b_lpo.views.means import means
 from i2b_lpo.views.text import escape, number, percent, signed
 
 __all__ = ["kl_bars", "latent_map"]
@@ -55,12 +56,12 @@ def latent_map(
     figure = go.Figure()
     between = 0.0
     said, table = [], []
-    means: list[tuple[str, Style, Array]] = []
+    centres: list[tuple[str, Style, float, float]] = []
     for name, style in looks.items():
         rows = np.flatnonzero(found == name)
         between += len(rows) * float(np.square(centred[rows].mean(0)).sum()) / total
         mean = place[rows].mean(0)
-        means.append((name, style, mean))
+        centres.append((name, style, float(mean[0]), float(mean[1])))
         figure.add_scatter(
             x=place[rows, 0].tolist(),
             y=place[rows, 1].tolist(),
@@ -79,24 +80,7 @@ def latent_map(
         shown = tuple(signed(float(value), 2) for value in mean)
         said.append(f"{name} {len(rows)}, mean ({', '.join(shown)})")
         table.append((name, str(len(rows)), *shown))
-    for name, style, mean in means:  # above all points
-        figure.add_scatter(
-            x=[float(mean[0])],
-            y=[float(mean[1])],
-            mode="markers",
-            marker={
-                "color": style.colour,
-                "symbol": style.symbol,
-                "size": 17,
-                "line": {"color": INK, "width": 2},
-            },
-            showlegend=False,
-            hoverinfo="skip",
-        )
-        figure.add_annotation(
-            x=float(mean[0]), y=float(mean[1]), text=f"<b>{escape(name, 24)}</b>", yshift=17,
-            showarrow=False, bgcolor="rgba(255, 255, 255, 0.8)", borderpad=1, font={"size": 12},
-        )  # fmt: skip
+    means(figure, centres)
     across, up = (
         f"{name} ({escape(percent(share, 0))} of the variance)"
         for name, share in zip(names, shares, strict=True)

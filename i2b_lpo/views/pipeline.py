@@ -16,7 +16,7 @@ __all__ = ["STAGES", "Stage", "training_step"]
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of METHOD §0: its name, what it makes, and whether plain GRPO lacks it."""
+    """A stage of METHOD §0: its name, what it makes (in lines), and whether plain GRPO lacks it."""
 
     name: str
     makes: str
@@ -24,21 +24,21 @@ class Stage:
 
 
 STAGES = (
-    Stage("question", "q and its answer a"),
-    Stage("M rollouts", "o = (o_1 … o_T), each H_t"),
-    Stage("one fork each", "t* where H_t is high", added=True),
+    Stage("question", "q and\nits answer a"),
+    Stage("M rollouts", "o = (o_1 … o_T),\neach H_t"),
+    Stage("one fork each", "t* where\nH_t is high", added=True),
     Stage("K latents", "z ~ P(z|c)", added=True),
-    Stage("K branches", "PSA: z acts with γ(s)", added=True),
+    Stage("K branches", "PSA: z acts\nwith γ(s)", added=True),
     Stage("verify", "R = 1 or 0"),
-    Stage("advantages", "A, group of G = M(1+K)"),
-    Stage("IB score", "S_IB of each branch", added=True),
-    Stage("keep Top-N", "of each branch set B_i", added=True),
-    Stage("update", "a new policy π_θ"),
+    Stage("advantages", "A, group of\nG = M(1+K)"),
+    Stage("IB score", "S_IB of\neach branch", added=True),
+    Stage("keep Top-N", "of each branch\nset B_i", added=True),
+    Stage("update", "a new\npolicy π_θ"),
 )
 """In order; the first is stage 1."""
 
 ACROSS = 5  # boxes in a row
-WIDE, TALL = 0.84, 0.6  # of a box; places are 1 apart
+WIDE, TALL = 0.86, 0.72  # of a box; places are 1 apart
 
 
 def training_step(*, here: Collection[int] = ()) -> View:
@@ -70,12 +70,14 @@ def training_step(*, here: Collection[int] = ()) -> View:
                 "width": 4 if marked else 2,
             },
         )
-        head = f"{'▶ ' if marked else ''}{number}{' +' if stage.added else ''}  {stage.name}"
-        makes = re.sub(r"_(\w+)", r"<sub>\1</sub>", escape(stage.makes))
+        head = f"{'▶ ' if marked else ''}{number}{' +' if stage.added else ''}"
+        makes = "<br>".join(map(escape, stage.makes.split("\n")))
+        makes = re.sub(r"_(\w+)", r"<sub>\1</sub>", makes)
         figure.add_annotation(
             x=x,
             y=y,
-            text=f'<b>{escape(head)}</b><br><span style="font-size:12px">{makes}</span>',
+            text=f"{escape(head)}<br><b>{escape(stage.name)}</b><br>"
+            f'<span style="font-size:12px">{makes}</span>',
             showarrow=False,
         )
     for start, end in zip(places, [*places[1:], places[0]], strict=True):
@@ -83,14 +85,19 @@ def training_step(*, here: Collection[int] = ()) -> View:
     styled(
         figure,
         title="One training step. “+” and dashes: what I²B-LPO adds to GRPO",
-        height=250,
+        height=310,
         margin={"l": 10, "r": 10, "t": 45, "b": 10},
         xaxis={"visible": False, "range": [-0.5, ACROSS - 0.5]},
         yaxis={"visible": False, "range": [-1.4, 0.4]},
         showlegend=False,
     )
     rows = [
-        (str(number), stage.name, stage.makes, "I²B-LPO" if stage.added else "GRPO")
+        (
+            str(number),
+            stage.name,
+            stage.makes.replace("\n", " "),
+            "I²B-LPO" if stage.added else "GRPO",
+        )
         for number, stage in enumerate(STAGES, 1)
     ]
     marks = f" Marked: {', '.join(map(str, sorted(set(here))))}." if here else ""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import get_colorscale
 
 from i2b_lpo.metrics import FORK
 from i2b_lpo.trace import Rollout, Trace
@@ -20,11 +22,41 @@ __all__ = ["BRIGHTEST", "entropy_scale", "entropy_strip", "token_text"]
 BRIGHTEST = 1.5  # nat; the same colour means the same entropy in every strip
 WRAP = 60  # characters in a row
 NARROWEST = 36  # characters across, so that short lines don't become wide boxes
-LEVELS = [0, 0.5, 1, BRIGHTEST]
 NAMED = 8  # tokens that the words name
 
 
-def entropy_strip(trace: Trace, index: int = 0, *, threshold: float = FORK) -> View:
+@dataclass(frozen=True)
+class Quantity:
+    """A number of nats that each token has, and how a strip shows it."""
+
+    name: str
+    symbol: str
+    values: Callable[[Rollout], Sequence[float]]
+    threshold: float  # by default
+    levels: tuple[float, ...]  # of the scale; beyond the last one the colour stays
+    scale: list[list[Any]]
+
+
+ENTROPY = Quantity(
+    "entropy", "H", lambda rollout: rollout.entropies, FORK, (0, 0.5, 1, BRIGHTEST), SEQUENTIAL
+)
+QUANTITIES = {
+    "entropy": ENTROPY,
+    "surprisal": Quantity(
+        "surprisal",
+        "−log π",
+        lambda rollout: [-logp for logp in rollout.logprobs_t1],
+        4.0,  # κ of the cost in S_IB
+        (0, 2, 4, 6, 8),
+        get_colorscale("Magma"),  # not entropy's colours
+    ),
+}
+"""Entropy: how open the choice was. Surprisal: how unlikely what was chosen."""
+
+
+def entropy_strip(
+    trace: Trace, index: int = 0, *, threshold: float | None = None, quantity: str = "entropy"
+) -> View:
     """The tokens of one rollout, each coloured by its entropy H_t; one row a line of text.
 
     Cells above the threshold also have an outline and a ▼.
@@ -32,11 +64,16 @@ def entropy_strip(trace: Trace, index: int = 0, *, threshold: float = FORK) -> V
     Args:
         trace: the rollout's trace.
         index: which rollout.
-        threshold: in nats.
+        threshold: in nats; by default 0.7 of entropy, 4 of surprisal.
+        quantity: "entropy", or "surprisal" for −log π(o_t) at temperature 1, in its own colours.
 
     Raises:
-        ValueError: there is no such rollout, or it has no tokens.
+        ValueError: there is no such rollout or quantity, or the rollout has no tokens.
     """
+    if quantity not in QUANTITIES:
+        raise ValueError(f"There is no quantity {quantity!r}; choose {' or '.join(QUANTITIES)}.")
+    shows = QUANTITIES[quantity]
+    threshold = shows.threshold if threshold is None else threshold
     if not 0 <= index < len(trace.rollouts):
         raise ValueError(f"There is no rollout {index}; choose 0 to {len(trace.rollouts) - 1}.")
     rollout = trace.rollouts[index]
@@ -45,8 +82,9 @@ def entropy_strip(trace: Trace, index: int = 0, *, threshold: float = FORK) -> V
     glyphs = [token_text(piece) for piece in rollout.pieces]
     widths = [_width(glyph) for glyph in glyphs]
     places, lines = _places(rollout.pieces, widths)
-    forks = [t for t, h in enumerate(rollout.entropies) if h > threshold]
-    colours = [shade(h / BRIGHTEST) for h in rollout.entropies]
+    values = shows.values(rollout)
+    forks = [t for t, value in enumerate(values) if value > threshold]
+    colours = [shade(value / shows.levels[-1], shows.scale) for value in values]
     numbers = list(zip(rollout.pieces, rollout.entropies, rollout.logprobs_t1, strict=True))
     rows = places[-1][1] + 1
     figure = go.Figure()
@@ -70,7 +108,7 @@ def entropy_strip(trace: Trace, index: int = 0, *, threshold: float = FORK) -> V
         hoverinfo="text",
         marker={
             "color": colours,
-            "line": {"color": INK, "width": [2.5 * (h > threshold) for h in rollout.entropies]},
+            "line": {"color": INK, "width": [2.5 * (value > threshold) for value in values]},
         },
         showlegend=False,
     )
@@ -79,14 +117,15 @@ def entropy_strip(trace: Trace, index: int = 0, *, threshold: float = FORK) -> V
         y=[places[t][1] - 0.45 for t in forks],
         mode="markers",
         marker={"symbol": "triangle-down", "size": 8, "color": INK},
-        name=f"and outline: H above {threshold:g} nat",
+        name=f"and outline: {shows.symbol} above {threshold:g} nat",
         hoverinfo="skip",
         showlegend=True,
     )
-    entropy_scale(figure)
+    _scale(figure, shows)
     first = {row: t for t, (_, row) in reversed(list(enumerate(places)))}
     question = textwrap.wrap(visible(trace.question.text, 300), 90)
-    title = "<br>".join([*map(escape, question), f"rollout {index}, {_verdict(rollout)}"])
+    told = f", {shows.name} {shows.symbol}" * (shows is not ENTROPY)
+    title = "<br>".join([*map(escape, question), f"rollout {index}, {_verdict(rollout)}{told}"])
     across = max(x + width for (x, _), width in zip(places, widths, strict=True))
     styled(
         figure,
@@ -105,9 +144,9 @@ def entropy_strip(trace: Trace, index: int = 0, *, threshold: float = FORK) -> V
     )
     return View(
         figure,
-        f"Entropy of rollout {index} ({_verdict(rollout)}): {len(rollout)} tokens in {lines} "
-        f"lines; mean {number(fmean(rollout.entropies), 2)} nat; {len(forks)} tokens above "
-        f"{threshold:g} nat{_list(glyphs, rollout.entropies, forks)}.",
+        f"{shows.name.capitalize()} of rollout {index} ({_verdict(rollout)}): {len(rollout)} "
+        f"tokens in {lines} lines; mean {number(fmean(values), 2)} nat; {len(forks)} tokens above "
+        f"{threshold:g} nat{_list(glyphs, values, forks)}.",
         (
             ("t", "token", "H (nat)", "log π (nat)"),
             *(
@@ -120,19 +159,28 @@ def entropy_strip(trace: Trace, index: int = 0, *, threshold: float = FORK) -> V
 
 def entropy_scale(figure: go.Figure, **colorbar: Any) -> None:
     """Add the scale of the entropy colours, the same in every figure."""
+    _scale(figure, ENTROPY, **colorbar)
+
+
+def _scale(figure: go.Figure, shows: Quantity, **colorbar: Any) -> None:
+    names = [*(f"{level:g}" for level in shows.levels[:-1]), f"≥ {shows.levels[-1]:g}"]
     figure.add_scatter(  # no points, only the scale
         x=[None],
         y=[None],
         mode="markers",
         marker={
             "color": [0],
-            "colorscale": SEQUENTIAL,
+            "colorscale": shows.scale,
             "cmin": 0,
-            "cmax": BRIGHTEST,
+            "cmax": shows.levels[-1],
             "colorbar": {
-                "title": {"text": "H (nat)<br> ", "side": "top", "font": {"size": 13}},
-                "tickvals": LEVELS,
-                "ticktext": [*(f"{level:g}" for level in LEVELS[:-1]), f"≥ {BRIGHTEST}"],
+                "title": {
+                    "text": f"{shows.symbol} (nat)<br> ",
+                    "side": "top",
+                    "font": {"size": 13},
+                },
+                "tickvals": shows.levels,
+                "ticktext": names,
                 "thickness": 14,
                 "len": 1,
                 "outlinewidth": 0,
@@ -173,11 +221,9 @@ def _verdict(rollout: Rollout) -> str:
     return {1.0: "✓ correct", 0.0: "✗ wrong"}.get(rollout.reward, f"reward {rollout.reward:.2f}")
 
 
-def _list(glyphs: Sequence[str], entropies: Sequence[float], forks: Sequence[int]) -> str:
+def _list(glyphs: Sequence[str], values: Sequence[float], forks: Sequence[int]) -> str:
     if not forks:
         return ""
-    named = ", ".join(
-        f"'{glyphs[t]}' {number(entropies[t], 2)} at token {t}" for t in forks[:NAMED]
-    )
+    named = ", ".join(f"'{glyphs[t]}' {number(values[t], 2)} at token {t}" for t in forks[:NAMED])
     more = f", and {len(forks) - NAMED} more" if len(forks) > NAMED else ""
     return f": {named}{more}"

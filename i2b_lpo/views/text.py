@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
+
+from i2b_lpo.plain import visible
 
 __all__ = [
     "escape",
@@ -15,43 +16,6 @@ __all__ = [
     "signed",
     "visible",
 ]
-
-
-def visible(text: str, limit: int = 0) -> str:
-    r"""`text` on one line with every character that could hide or act written out.
-
-    Control characters, direction marks, unusual blanks, lone surrogates and the like become
-    escapes. The result is plain text: whoever puts it into HTML still escapes it.
-
-    Args:
-        text: any text.
-        limit: longest result in characters, ``…`` included; 0 for any.
-
-    Example:
-        >>> print(visible("a\nb\t\0\u202e"))
-        a↵b⇥\x00\u202e
-    """
-    shown = "".join(map(_shown, text))
-    return shown if not limit or len(shown) <= limit else shown[: limit - 1] + "…"
-
-
-def _shown(char: str) -> str:
-    if char in _MARKS:
-        return _MARKS[char]
-    if unicodedata.category(char) not in _HIDDEN:
-        return char
-    code = ord(char)
-    return (
-        f"\\x{code:02x}"
-        if code < 0x100
-        else f"\\u{code:04x}"
-        if code < 0x10000
-        else f"\\U{code:08x}"
-    )
-
-
-_MARKS = {" ": " ", "\n": "↵", "\t": "⇥"}
-_HIDDEN = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp", "Zs")
 
 
 # Plotly reads a little HTML, entities and %{…} in nearly every text, and MathJax reads $…$.
@@ -129,15 +93,27 @@ def interval(cell: Mapping[str, float]) -> str:
 
 
 _NAMES = {
+    "S_IB": "mean S_IB",
+    "branch_reward": "reward of branches",
+    "clip_fraction": "tokens clipped (share)",
     "entropy": "entropy (nat)",
+    "kept": "branches kept (share)",
     "length": "length (tokens)",
     "distinct_strategies": "distinct strategies",
+    "finished": "finished (share)",
     "grad_norm": "gradient norm",
+    "mean_ratio": "mean ratio ρ",
+    "new_tokens": "tokens generated",
     "rep4": "repetition (rep-4)",
     "rep-4": "repetition (rep-4)",
     "reward": "mean reward",
-    "solved": "questions solved at least once",
-    "uniform_groups": "groups of equal reward",
+    "rollout_seconds": "rollout (seconds)",
+    "root_reward": "reward of roots",
+    "score_seconds": "scoring (seconds)",
+    "solved": "solved at least once",
+    "trained_tokens": "tokens trained on",
+    "uniform_groups": "equal-reward groups",
+    "update_seconds": "update (seconds)",
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from plotly.subplots import make_subplots
 
 from i2b_lpo.trace import Rollout, Trace
-from i2b_lpo.views.base import GRID, INK, MUTED, View, shade, styled
+from i2b_lpo.views.base import DIVERGING, GRID, INK, MUTED, View, shade, styled
 from i2b_lpo.views.group import reward_sign
 from i2b_lpo.views.lanes import Fork, forks_of, lanes_of, nesting, order_of
 from i2b_lpo.views.strip import BRIGHTEST, entropy_scale
@@ -22,15 +22,16 @@ FADED = 0.45  # opacity of a pruned lane
 ACROSS = 640  # pixels that the token axis has in a notebook, about
 AROUND = 8  # tokens before and after the one that is pointed at
 NAMED = 16  # trajectories that the words describe
+LATENT = 16  # numbers of z that are drawn
 
 
 def branch_tree(trace: Trace) -> View:
     """The tree of one question: a lane for each trajectory, its own tokens coloured by entropy.
 
     A branch leaves its parent's lane at its fork, at the token that is decided again (◆ and H_t);
-    what it has from its parent isn't drawn twice. At the right: the reward, S_IB if scored, and
-    what the filter did. A pruned lane is thin, pale and dashed. Words that start with a capital
-    stand above their tokens, where there is room.
+    what it has from its parent isn't drawn twice. At the right: the reward, S_IB if scored, what
+    the filter did, and z as a row of bars. A pruned lane is thin, pale and dashed. Words that start
+    with a capital stand above their tokens, where there is room.
 
     Args:
         trace: the tree; a trace without branches shows as bare lanes.
@@ -47,7 +48,8 @@ def branch_tree(trace: Trace) -> View:
     token = longest / ACROSS  # tokens in one pixel
     stems = {(f.parent, f.t): f.t - 9 * token * nesting(forks, f) for f in forks}
     columns = _columns(trace, order)
-    aside = 0.08 * len(columns)
+    latent = any(rollout.branch and rollout.branch.z for rollout in trace.rollouts)
+    aside = 0.085 * (len(columns) + latent)
     figure = make_subplots(
         rows=1, cols=2, column_widths=[1 - aside, aside], horizontal_spacing=0, shared_yaxes=True
     )
@@ -55,12 +57,18 @@ def branch_tree(trace: Trace) -> View:
     _tokens(figure, trace, lane)
     _marks(figure, trace, forks, lane, stems, token)
     _ends(figure, trace, columns, lane)
+    if latent:
+        _latents(figure, trace, lane, len(columns))
     bottom = max(lane.values())
     pitch = 34 if len(order) <= 12 else 26
     question = textwrap.wrap(visible(trace.question.text, 300), 90)
     title = [*map(escape, question), f"{_count(trace)}; answer {escape(trace.question.answer, 30)}"]
-    height = 92 + 18 * len(title) + int(max(130, pitch * (bottom + 1)))
-    entropy_scale(figure, lenmode="pixels", len=min(220, height - 90), y=1, yanchor="top")
+    height = 138 + 18 * len(title) + int(max(130, pitch * (bottom + 1)))
+    entropy_scale(
+        figure, orientation="h", lenmode="pixels", len=260, x=0, xanchor="left", xpad=0,
+        y=0, yanchor="top", ypad=44, thickness=12,
+        title={"text": "H (nat)", "side": "right", "font": {"size": 13}},
+    )  # fmt: skip
     figure.update_xaxes(
         title_text="t, token of the answer",
         range=[min(-1.0, *(x - 8 * token for x in stems.values()), 0.0), 1.02 * longest],
@@ -68,7 +76,7 @@ def branch_tree(trace: Trace) -> View:
         row=1,
         col=1,
     )
-    figure.update_xaxes(visible=False, range=[-0.5, len(columns) - 0.5], row=1, col=2)
+    figure.update_xaxes(visible=False, range=[-0.5, len(columns) + latent - 0.5], row=1, col=2)
     figure.update_yaxes(
         range=[bottom + 0.6, -0.75],
         tickvals=[lane[i] for i in order],
@@ -80,7 +88,8 @@ def branch_tree(trace: Trace) -> View:
         figure,
         title="<br>".join(title),
         height=height,
-        margin={"t": 40 + 18 * len(title), "b": 50, "l": 40, "r": 10},
+        margin={"t": 40 + 18 * len(title), "b": 96, "l": 40, "r": 10},
+        barmode="overlay",
         legend={"y": 1, "yanchor": "bottom", "font": {"size": 12}},
     )
     return View(figure, _words(trace, order, forks), _table(trace, order, forks))
@@ -102,7 +111,7 @@ def _stems(
         y=[None],
         mode="lines",
         line={"color": INK, "width": 1.5, "dash": "dot"},
-        name="thin, pale, dashed: pruned",
+        name="pale, dashed: pruned",
         showlegend=not all(rollout.kept for rollout in trace.rollouts),
     )
     for kept in (True, False):
@@ -188,7 +197,7 @@ def _marks(
             "color": "white",
             "line": {"color": INK, "width": 2},
         },
-        name="fork, with its H<sub>t</sub> in nat: token t is decided again",
+        name="fork, with its H<sub>t</sub>",
         hovertext=[_fork_hover(trace, f) for f in forks],
         hoverinfo="text",
         showlegend=bool(forks),
@@ -297,10 +306,44 @@ def _ends(figure: Any, trace: Trace, columns: Sequence[Column], lane: dict[int, 
             row=1,
             col=2,
         )
-        figure.add_annotation(
-            x=place, y=1, yref="y domain", text=f"<b>{name}</b>", yanchor="bottom", yshift=4,
-            showarrow=False, font={"size": 13}, row=1, col=2,
-        )  # fmt: skip
+        _column(figure, name, place)
+
+
+def _column(figure: Any, name: str, place: int) -> None:
+    figure.add_annotation(
+        x=place, y=1, yref="y domain", text=f"<b>{name}</b>", yanchor="bottom", yshift=4,
+        showarrow=False, font={"size": 13}, row=1, col=2,
+    )  # fmt: skip
+
+
+def _latents(figure: Any, trace: Trace, lane: dict[int, float], place: int) -> None:
+    """Draw z of each branch as a row of bars, up above 0 and down below it."""
+    cells = [
+        (y, at, len(branch.z[:LATENT]), value, i)
+        for i, y in lane.items()
+        if (branch := trace.rollouts[i].branch) is not None
+        for at, value in enumerate(branch.z[:LATENT])
+    ]
+    reach = max(1e-12, *(abs(value) for *_, value, _ in cells))
+    figure.add_bar(
+        x=[place - 0.4 + 0.8 * (at + 0.5) / count for _, at, count, *_ in cells],
+        width=[0.8 / count for _, _, count, *_ in cells],
+        base=[y for y, *_ in cells],
+        y=[-0.4 * value / reach for *_, value, _ in cells],  # the axis points down
+        marker={
+            "color": [shade((value / reach + 1) / 2, DIVERGING) for *_, value, _ in cells],
+            "line": {"color": INK, "width": 0.5},
+        },
+        hovertext=[
+            f"trajectory {i}, z<sub>{at + 1}</sub> = {signed(value, 2)}"
+            for _, at, _, value, i in cells
+        ],
+        hoverinfo="text",
+        showlegend=False,
+        row=1,
+        col=2,
+    )
+    _column(figure, "z", place)
 
 
 def _score(rollout: Rollout) -> str:
@@ -399,8 +442,9 @@ def _table(
                     else tuple(signed(part, 2) for part in (score.value, score.answer, score.cost))
                 ),
                 _fate(rollout),
+                "–" if branch is None else ", ".join(signed(v, 2) for v in branch.z) or "–",
                 rollout.text,
             )
         )
     names = ("parent", "fork at token", "H there (nat)", "fusion", "own tokens", "reward")
-    return (("trajectory", *names, "S_IB", "answer", "cost", "filter", "text"), *rows)
+    return (("trajectory", *names, "S_IB", "answer", "cost", "filter", "z", "text"), *rows)
