@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env tour test lab
+.PHONY: help env tour test lab docs
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ tour: env ## train the bundled policy for a few minutes and write a page of what
 lab: env ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
+docs: env ## build the site of notebooks, exercises and guides in site/
+	$(BIN)/sphinx-build -q -W --keep-going -c docs -b html . site
+	@echo "Site: site/index.html"
+
 # Two test processes with one thread each suit a two-core machine, and one thread gives the same sums everywhere.
 test: export HF_HUB_OFFLINE := 1
 test: export OMP_NUM_THREADS := 1
@@ -46,4 +50,4 @@ test: env ## run every check that CI runs: lint, types, tests, doctests, noteboo
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --ignore=tests/test_notebooks.py
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval tests/test_notebooks.py $(wildcard notebooks/*.ipynb)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval tests/test_notebooks.py $(wildcard notebooks/*.ipynb tutorials/solutions/*.ipynb)

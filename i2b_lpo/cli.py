@@ -55,6 +55,7 @@ def _parser() -> _Parser:
     pretrain = command("pretrain", "teach a tiny policy from random weights (5 min)")
     info = command("info", "say what is installed, bundled and configured")
     notebooks = command("notebooks", "copy the notebooks into a folder")
+    tutorials = command("tutorials", "copy exercises, solutions and guides into a folder")
     export = command("export", "write a policy as an ordinary Hugging Face folder with a card")
 
     outputs = dict.fromkeys((train, latents, evaluate, rollout, pretrain)) | {tour: "runs/tour"}
@@ -77,6 +78,9 @@ def _parser() -> _Parser:
     train.add_argument("--preset", default="tiny", help="settings by name (tiny); see info")
     train.add_argument(
         "--method", default="grpo", choices=("grpo", "i2b-lpo"), help="which method (grpo)"
+    )
+    train.add_argument(
+        "--shard", action="store_true", help="split the weights over torchrun's processes (FSDP2)"
     )
     train.add_argument("--latents", help="folder of train-latents (the bundled policies' own)")
     latents.add_argument("--policy", default="tiny-base", help="the policy to steer (tiny-base)")
@@ -119,7 +123,8 @@ def _parser() -> _Parser:
     )
     pretrain.add_argument("--steps", type=_positive, default=1200, help="optimizer steps (1200)")
     info.add_argument("--preset", help="print all settings of this preset")
-    notebooks.add_argument("folder", type=Path, metavar="DIR")
+    for sub in (notebooks, tutorials):
+        sub.add_argument("folder", type=Path, metavar="DIR")
     export.add_argument("source", help="a run's folder, a bundled name or a policy's folder")
     export.add_argument("folder", type=Path, metavar="DIR")
     return parser
@@ -176,6 +181,7 @@ def _run_config(arguments: argparse.Namespace) -> RunConfig:
         for name in ("policy", "task", "steps", "seed")
         if getattr(arguments, name) is not None
     }
+    changes["shard"] = arguments.shard
     config = dataclasses.replace(preset(arguments.preset), **changes)
     config = config.with_method(arguments.method)
     if arguments.latents is not None:
@@ -366,18 +372,36 @@ def _info(arguments: argparse.Namespace) -> None:
         print(f"  {name}: {what} ({asset_path(name)})")
 
 
-def _notebooks(arguments: argparse.Namespace) -> None:
+def _course(name: str) -> Path:
+    """The folder of `notebooks` or `tutorials`: in an installed package inside it, else beside."""
     package = Path(i2b_lpo.__file__).parent
-    # In an installed package they lie inside it, in a checkout beside it.
-    places = [package / "_notebooks", package.parent / "notebooks"]
-    source = next((place for place in places if any(place.glob("*.ipynb"))), None)
-    if source is None:
-        raise ValueError("This installation has no notebooks; install the package again.")
+    for place in (package / f"_{name}", package.parent / name):
+        if any(place.rglob("*.ipynb")):
+            return place
+    raise ValueError(f"This installation has no {name}; install the package again.")
+
+
+def _notebooks(arguments: argparse.Namespace) -> None:
+    source = _course("notebooks")
     _need_new(arguments.folder)
     folder = _new_folder(arguments.folder)
     for file in sorted(source.glob("*.ipynb")):
         shutil.copy(file, folder / file.name)
         print(folder / file.name)
+
+
+def _tutorials(arguments: argparse.Namespace) -> None:
+    source = _course("tutorials")
+    _need_new(arguments.folder)
+    folder = _new_folder(arguments.folder)
+    # Exercises and solutions import the checks beside them.
+    for part in ("checks", "exercises", "solutions"):
+        unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+        shutil.copytree(source / part, folder / part, ignore=unwanted)
+    for file in sorted(source.glob("*.md")):
+        shutil.copy(file, folder / file.name)
+    for file in sorted(folder.rglob("*.ipynb")):
+        print(file)
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -403,6 +427,7 @@ _COMMANDS = {
     "pretrain": _pretrain,
     "info": _info,
     "notebooks": _notebooks,
+    "tutorials": _tutorials,
     "export": _export,
 }
 

@@ -30,7 +30,7 @@ from i2b_lpo.trace import read_traces
 
 COMMANDS = (
     "tour", "train", "train-latents", "evaluate", "rollout", "pretrain", "info", "notebooks",
-    "export",
+    "tutorials", "export",
 )  # fmt: skip
 PACKAGE = Path(i2b_lpo.__file__).parent
 Capture = pytest.CaptureFixture[str]

@@ -73,18 +73,18 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_wheel_holds_the_whole_package_and_the_notebooks_and_nothing_else(wheel: Path) -> None:
+def test_wheel_holds_the_whole_package_and_the_course_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {
-        path.relative_to(ROOT).as_posix().replace("notebooks/", "i2b_lpo/_notebooks/", 1)
+        re.sub("^(notebooks|tutorials)/", r"i2b_lpo/_\1/", path.relative_to(ROOT).as_posix())
         for path in repository_files()
-        if path.is_relative_to(PACKAGE) or path.is_relative_to(ROOT / "notebooks")
+        if any(path.is_relative_to(ROOT / f) for f in ("i2b_lpo", "notebooks", "tutorials"))
     }
     info = f"i2b_lpo-{wheel.name.split('-')[1]}.dist-info"
     expected |= {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt")}
     assert names == expected | {f"{info}/licenses/LICENSE"}
     assert "i2b_lpo/py.typed" in names
-    for kind in ("i2b_lpo/assets/", "i2b_lpo/_notebooks/"):
+    for kind in ("i2b_lpo/assets/", "i2b_lpo/_notebooks/", "i2b_lpo/_tutorials/"):
         assert any(name.startswith(kind) for name in names), f"the wheel holds nothing under {kind}"
 
 
@@ -118,14 +118,19 @@ print(i2b_lpo.__version__, i2b_lpo.__file__)
     assert Path(file.strip()).is_relative_to(installed)
 
 
-def test_installed_package_hands_out_its_notebooks(installed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["notebooks", "tutorials"])
+def test_installed_package_hands_out_its_course(name: str, installed: Path, tmp_path: Path) -> None:
     code = "import sys; from i2b_lpo.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = run_python(code, "notebooks", str(tmp_path / "course"), path=installed, cwd=tmp_path)
+    course = tmp_path / "course"
+    done = run_python(code, name, str(course), path=installed, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    ours = {path.name: path.read_bytes() for path in (ROOT / "notebooks").glob("*.ipynb")}
-    theirs = {path.name: path.read_bytes() for path in (tmp_path / "course").rglob("*.ipynb")}
-    assert ours
-    assert theirs == ours
+
+    def pages(folder: Path) -> dict[str, bytes]:
+        found = [*folder.rglob("*.ipynb"), *folder.glob("checks/*.py")]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+    assert pages(ROOT / name)
+    assert pages(course) == pages(ROOT / name)
 
 
 def test_assets_stay_small_enough_to_ship() -> None:

@@ -1,0 +1,1 @@
+"""Checks of the exercises, one module a set; they know the usual mistakes and name them."""

@@ -1,0 +1,449 @@
+# %% [markdown]
+# # Exercises 05 · Information bottleneck
+#
+# **Belongs to** notebook `05_information_bottleneck.ipynb`; read it first. **You write** five short functions: the reasoning without its box, what it tells about the answer, what it
+# costs, the filter, and the advantages that go with the filter. Together they are stages 7 to 9 of a training step.
+#
+# | minutes of work | minutes of computing | memory |
+# |---|---|---|
+# | 40 | 0.3 | 0.7 GB |
+#
+# Computing was measured on one processor core without a GPU. Symbols: question $q$, verified answer $a$, trajectory $o = (o_1 \dots o_T)$, reward $R$, advantage $A$, branch set
+# $B_i$, of which $N$ are kept. The running example has $a$ = 544 and R = [1, 0, 0, 1].
+#
+# **How it works.** Each exercise is a function with a blank. Replace `raise NotImplementedError(…)` by your code, run the cell, then the check below it: it says ✓, or what is
+# wrong. *Difficulty* and *importance* run from 1 to 5. Two helps are folded away: the first is about meaning, the second about code.
+#
+# $$S_{IB}(o) = \underbrace{\pi(a|q,o)^{1/|a|} - \pi(a|q)^{1/|a|}}_{\text{what } o \text{ tells about } a} - \underbrace{\min(\mathrm{excess}(o), E)}_{\text{what it costs}}
+# \qquad \text{[D], for } S_{IB} = \beta_{IB} I(o;a) - I(q;o) \text{ [P]}$$
+
+# %%
+import math
+import random
+import sys
+from dataclasses import asdict, replace
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from i2b_lpo.branching import grow_trees
+from i2b_lpo.config import BranchConfig
+from i2b_lpo.decode import Sampling
+from i2b_lpo.example import FOUR, QUESTION, teacher_force
+from i2b_lpo.ib import reference_length
+from i2b_lpo.metrics import bootstrap_interval, rep_n
+from i2b_lpo.policy import load_policy
+from i2b_lpo.tasks import load_task
+from i2b_lpo.tasks.failures import KINDS, build
+from i2b_lpo.tasks.shop import parse_problem
+from i2b_lpo.trace import Score
+from i2b_lpo.views import comparison, ib_ranking, ib_scatter
+
+sys.path.insert(0, "..")  # the folder that holds the checks
+from checks import set_05 as check
+
+# %% [markdown]
+# ## 1 · Take the box away
+#
+# Difficulty ●○○○○ (1/5) · importance ●●●●● (5/5) · 6 minutes · **you learn** how an answer leaks into its own score.
+#
+# The policy reads a solution and is asked how likely it finds the verified answer. What it reads must not hold the answer's box: cut the text where its **last** box begins.
+# A text without a box stays as it is.
+
+
+# %% tags=["exercise"]
+def before_box(text: str) -> str:
+    r"""The reasoning: what a solution says before its last box.
+
+    Args:
+        text: a solution, with or without \boxed{…}.
+    """
+    # --8<-- solution: the text up to its last box, or all of it
+    start = text.rfind("\\boxed")
+    return text if start < 0 else text[:start]
+    # --8<-- end
+
+
+# %% [markdown]
+# <details><summary>Help 1: what it means</summary>
+#
+# I(o;a) asks whether the *derivation* leads to a. If the box stays, the policy needs no derivation: it copies. What stands behind the box may repeat the answer, so it has to go as well; an
+# earlier box that was taken back is reasoning and stays.
+#
+# </details>
+# <details><summary>Help 2: how to write it</summary>
+#
+# `str.rfind` gives the place of the last occurrence, or −1. In a string, a backslash is written `"\\"`.
+#
+# </details>
+
+# %%
+check.before_box(before_box)
+
+
+# %% [markdown]
+# `answer_logps` asks a policy: log π of each token of `544}` after `\boxed{`. **Negative control**: the same with the box left in. Three solutions: rollout 0, which is right; rollout 1,
+# which is wrong, with a box that somebody corrected; and a bare box.
+
+# %%
+torch.set_grad_enabled(False)  # nothing is trained here
+policy = load_policy("tiny-base", dtype=torch.float64)
+prompt = policy.prompt_ids(QUESTION.text)
+
+
+def coded(text: str) -> list[int]:
+    return policy.tokenizer.encode(text, add_special_tokens=False)
+
+
+def answer_logps(start: list[int], answer: str) -> list[float]:
+    """log π of each token of the answer, and of the closing brace."""
+    before = [*start, *coded("\\boxed{")]
+    own = coded(answer + "}")
+    logits = policy.model(torch.tensor([[*before, *own]])).logits[0]
+    rows = logits[len(before) - 1 : -1, : policy.vocab_size]  # (|a|, V)
+    return rows.log_softmax(-1)[range(len(own)), own].tolist()
+
+
+# %% tags=["expected"]
+solutions = {
+    "right derivation": FOUR[0],
+    "wrong one, box corrected": FOUR[1].replace("{534}", "{544}"),
+    "bare box": "\\boxed{544}",
+}
+print("chance of 544, per token  box cut off  box left in")
+for name, text in solutions.items():
+    found = [
+        math.exp(fmean(answer_logps([*prompt, *coded(said)], "544")))
+        for said in (before_box(text), text)
+    ]
+    print(f"{name:25} {found[0]:11.2f} {found[1]:12.2f}")
+
+# %% [markdown]
+# - With the box left in, writing the right number into a box is worth as much as deriving it.
+#
+# ## 2 · What it tells about the answer
+#
+# Difficulty ●●○○○ (2/5) · importance ●●●●● (5/5) · 8 minutes · **you learn** three decisions behind one bracket: per token, as a probability, less what was known before.
+#
+# $$\pi(a|q,o)^{1/|a|} - \pi(a|q)^{1/|a|} \qquad \text{[D]}$$
+#
+# π(a) is the product of the probabilities of the answer's |a| tokens. You get their logarithms, after the reasoning and after the question alone.
+
+
+# %% tags=["exercise"]
+def told(after: list[float], before: list[float]) -> float:
+    """How much likelier the reasoning makes the answer, per token.
+
+    Args:
+        after: log π of each token of a, after q and o, in nats.
+        before: the same after q alone.
+
+    Returns:
+        A number from −1 to 1.
+    """
+    # --8<-- solution: the difference of two |a|-th roots
+    with_o = math.exp(sum(after) / len(after))
+    without = math.exp(sum(before) / len(before))
+    return with_o - without
+    # --8<-- end
+
+
+# %% [markdown]
+# <details><summary>Help 1: what it means</summary>
+#
+# The product of four probabilities is smaller than that of two, although the policy may be just as sure. The |a|-th root undoes that: it is the probability of a *typical* token of the
+# answer (their geometric mean). The second root is what the question alone already tells, so that an easy guess earns nothing.
+#
+# </details>
+# <details><summary>Help 2: how to write it</summary>
+#
+# log of an |a|-th root = the mean of the logarithms. So: mean first, `math.exp` second, for both lists; then subtract.
+#
+# </details>
+
+# %%
+check.told(told)
+
+# %% tags=["expected"]
+example = teacher_force(policy, QUESTION, FOUR)
+before = answer_logps(prompt, "544")
+print(" i  R  told   without the root   in nats")
+for i, o in enumerate(example.rollouts):
+    after = answer_logps([*prompt, *coded(before_box(o.text))], "544")
+    product = math.exp(sum(after)) - math.exp(sum(before))
+    nats = fmean(after) - fmean(before)
+    print(f" {i}  {o.reward:.0f}  {told(after, before):.2f}"
+          f" {product:18.2f} {nats:9.1f}")
+
+# %% [markdown]
+# - **Right from wrong, with no box read.** In nats the two wrong ones are 0.4 apart, more than a sober solution costs in all; as probabilities they are alike, both near 0. Without the root an answer of more digits would score lower.
+#
+# ## 3 · What it costs
+#
+# Difficulty ●●○○○ (2/5) · importance ●●●●○ (4/5) · 10 minutes · **you learn** why a cost needs two clips, and three parts that look alike but aren't.
+#
+# $$\mathrm{excess}(o) = \tfrac{1}{T_{ref}} \sum_t \min(-\log\pi(o_t|q,o_{<t}),\, \kappa) + \mathrm{rep4}(o) + (T/T_{ref} - 1)_+ \qquad \text{[D]}$$
+#
+# Return min(excess, E) with E = 4, λ = 1. $(x)_+$ is x where it is positive, else 0. T_ref is the usual length in the group, rep4 the share of repeated 4-grams.
+
+
+# %% tags=["exercise"]
+def cost(
+    nats: list[float], rep4: float, t_ref: float, kappa: float
+) -> float:
+    """Description length of a trajectory that buys nothing.
+
+    Args:
+        nats: −log π(o_t|q, o_<t) of its T tokens.
+        rep4: share of its 4-grams that came before, 0 to 1.
+        t_ref: usual length in tokens.
+        kappa: κ, the most nats that one token adds.
+
+    Returns:
+        min(excess, 4).
+    """
+    # --8<-- solution: surprise + repetition + length, clipped
+    surprise = sum(min(one, kappa) for one in nats) / t_ref
+    length = max(0, len(nats) / t_ref - 1)
+    return min(surprise + rep4 + length, 4)
+    # --8<-- end
+
+
+# %% [markdown]
+# <details><summary>Help 1: what it means</summary>
+#
+# κ limits one *token*: a slip may cost 10 nats once without outweighing a hundred sober tokens. E limits one *trajectory*: a runaway loop of 300 lines is bad, but not worse than "worst". Both
+# keep a single number from deciding everything. And T_ref divides, not T: whoever pads makes T larger.
+#
+# </details>
+# <details><summary>Help 2: how to write it</summary>
+#
+# One `min` for each token, inside a generator that is summed; one `max` with 0 for the length; one `min` around the whole.
+#
+# </details>
+
+# %%
+check.cost(cost)
+
+# %% [markdown]
+# Your two parts make S_IB. We score the four kinds of trace of the paper's case study on 30 problems: written by fixed recipes, one seed for all four of a problem (notebook 05, part 3).
+
+# %%
+def scored(traces):
+    """The traces, with S_IB by your functions in every rollout."""
+    found = []
+    for trace in traces:
+        start, a = list(trace.prompt_ids), trace.question.answer
+        rights = [o.reward > 0 for o in trace.rollouts]
+        t_ref = reference_length([*map(len, trace.rollouts)], rights)
+        before, rollouts = answer_logps(start, a), []
+        for o in trace.rollouts:
+            said = [*start, *coded(before_box(o.text))]
+            tells = told(answer_logps(said, a), before)
+            nats = [-logp for logp in o.logprobs_t1]
+            costs = cost(nats, rep_n(list(o.ids), 4), t_ref, 4.0)
+            score = Score(tells - costs, tells, costs)
+            rollouts.append(replace(o, score=score))
+        found.append(replace(trace, rollouts=tuple(rollouts)))
+    return found
+
+
+task, traces = load_task("shop"), []
+for question in task.questions("validation", 30, seed=0):
+    problem = parse_problem(question.text)
+    four = [build(k, problem, random.Random(question.id)) for k in KINDS]
+    traces.append(teacher_force(policy, question, four))
+traces = scored(traces)
+
+# %% tags=["expected"]
+view = ib_scatter(traces, kinds=[KINDS] * 30)
+view.figure.update_layout(height=390)
+view
+
+# %% [markdown]
+# - Up is "tells the answer", right is "costs". Neither axis alone separates the four kinds; drifts lie below, verbose traces and loops to the right.
+#
+# Which order do the scores give? **Baseline**: the reward R, which sees the box only. **Negative control**: your scores, shuffled within each problem; the picture adds them by itself.
+
+# %% tags=["expected"]
+ranks = {
+    "your S_IB": [[o.score.value for o in t.rollouts] for t in traces],
+    "baseline: R": [[o.reward for o in t.rollouts] for t in traces],
+}
+view = ib_ranking(ranks, KINDS)
+view.figure.update_layout(
+    title_text="The order that each gives to the four kinds of trace",
+    height=390,
+)
+view
+
+# %% [markdown]
+# - The paper's order is concise > drift > verbose > loop; the middle two are close. The reward can't tell a loop from a concise solution: three of four have it right.
+# - Shuffled scores know nothing, so ½ for all on average. One shuffle of 30 problems still wobbles: drift has 0.33. Notebook 05 takes the mean of 20 shuffles.
+#
+# ## 4 · The filter
+#
+# Difficulty ●●○○○ (2/5) · importance ●●●●○ (4/5) · 8 minutes · **you learn** who competes with whom, and who doesn't compete at all.
+#
+# $$\mathrm{keep}_i = \mathrm{TopN}_{j \in B_i}\, S_{IB}(o_j) \qquad \text{[P]}$$
+#
+# Roots are in no branch set and always kept [D].
+
+
+# %% tags=["exercise"]
+def keep_best(
+    scores: list[float], sets: list[list[int]], n: int
+) -> list[bool]:
+    """Which trajectories of a tree take part in the update.
+
+    Args:
+        scores: S_IB of the G trajectories; all are different.
+        sets: the branch sets, lists of indices; roots are in none.
+        n: N, how many to keep of each set.
+
+    Returns:
+        A flag for each of the G trajectories, False where pruned.
+    """
+    # --8<-- solution: prune all but the N best of each set
+    flags = [True] * len(scores)
+    for members in sets:
+        ranked = sorted(members, key=lambda j: scores[j], reverse=True)
+        for j in ranked[n:]:
+            flags[j] = False
+    return flags
+    # --8<-- end
+
+
+# %% [markdown]
+# <details><summary>Help 1: what it means</summary>
+#
+# The branches of one set share their prefix, so a higher score is due to what *they* did. Branches of different sets had different starting points; put into one list, the easier start would
+# win. A root is the only trajectory that trains the prefix.
+#
+# </details>
+# <details><summary>Help 2: how to write it</summary>
+#
+# Start with everybody kept, so that roots need no thought. `sorted(members, key=…)` gives indices; what stands after the first N of them goes.
+#
+# </details>
+
+# %%
+check.keep_best(keep_best)
+
+# %% tags=["expected"]
+(example,) = scored([example])
+S_IB = [o.score.value for o in example.rollouts]
+sets = [[1, 2, 3]]  # rollout 0 is the root, the others are its branches
+print("S_IB:", [f"{s:+.2f}" for s in S_IB])
+print("R:   ", [int(o.reward) for o in example.rollouts])
+for n in (2, 1):
+    print(f"kept with N = {n}:", keep_best(S_IB, sets, n))
+
+# %% [markdown]
+# - N = 2 keeps a wrong branch: two of three must stay, and one is right.
+#
+# ## 5 · Advantages first
+#
+# Difficulty ●●●○○ (3/5) · importance ●●●●● (5/5) · 8 minutes · **you learn** what a pruned trajectory still does for the update.
+#
+# $$A_i = \frac{R_i - \text{mean}}{\text{std} + \varepsilon} \quad\text{over all } G, \qquad \varepsilon = 10^{-4}, \text{ ddof } 1$$
+#
+# What pushes is A where a trajectory is kept, and 0 where it is pruned [D].
+
+
+# %% tags=["exercise"]
+def push(rewards: Tensor, kept: Tensor) -> Tensor:
+    """Advantages as they enter the update.
+
+    Args:
+        rewards: R of all trajectories of a question, (G,).
+        kept: bool, False where the filter pruned, (G,).
+
+    Returns:
+        A of the kept ones, 0 for the pruned ones, (G,).
+    """
+    # --8<-- solution: advantages of all G, then the filter
+    spread = rewards.std() + 1e-4
+    A = (rewards - rewards.mean()) / spread
+    return A * kept
+    # --8<-- end
+
+
+# %% [markdown]
+# <details><summary>Help 1: what it means</summary>
+#
+# A says how much better a trajectory is than *its group*. Whether the filter keeps it has nothing to do with that: the pruned ones were drawn from the same policy, and they tell how hard the
+# question is. Take them out before, and a group of which only right ones are kept has no level left to be better than.
+#
+# </details>
+# <details><summary>Help 2: how to write it</summary>
+#
+# `Tensor.std()` divides by G − 1 by itself. A bool tensor counts as 0 and 1 in a product.
+#
+# </details>
+
+# %%
+check.push(push)
+
+# %% tags=["expected"]
+R = torch.tensor([o.reward for o in example.rollouts])
+for n in (2, 1):
+    kept = torch.tensor(keep_best(S_IB, sets, n))
+    late = torch.zeros(4)
+    late[kept] = push(R[kept], kept[kept])
+    orders = {"all G first": push(R, kept), "control: after": late}
+    for order, A in orders.items():
+        print(f"N = {n}  {order:15}", *(f"{a:+z.2f}" for a in A))
+
+# %% [markdown]
+# - **N = 1: computed after the filter, all advantages are 0**, because only right ones are left. On all G the two keep +0.87: they were right where others failed.
+#
+# Now all five functions on 24 trees of the policy's own (M = 2, K = 3, plain re-sampling). **Baseline**: no filter. **Negative control**: the filter on scores that were shuffled in their tree.
+
+# %%
+forest = scored(grow_trees(
+    policy, task.questions("validation", 24, seed=0), Sampling(160),
+    BranchConfig(samples=3, fusion="none"), samples=2,
+    generator=torch.Generator().manual_seed(0),
+))
+rng = random.Random(0)
+said = "right among the kept − among all", "mean push of the kept"
+measured = {}
+for name, n in ("no filter", 3), ("S_IB, 2 of 3", 2), ("shuffled", 2):
+    right, pushes = [], []
+    for t in forest:
+        scores = [o.score.value for o in t.rollouts]
+        if name == "shuffled":
+            rng.shuffle(scores)
+        kept = torch.tensor(keep_best(scores, t.branch_sets(), n))
+        R = torch.tensor([o.reward for o in t.rollouts])
+        R, kept, pushed = R[2:], kept[2:], push(R, kept)[2:]  # no roots
+        right.append((R[kept].mean() - R.mean()).item())
+        pushes.append(pushed[kept].mean().item())
+    measured["control: " * (name == "shuffled") + name] = {"metrics": {
+        metric: asdict(bootstrap_interval(values))
+        for metric, values in zip(said, (right, pushes))
+    }}
+
+# %% tags=["expected"]
+view = comparison(measured, metrics=said)
+view.figure.update_layout(title_text="24 trees of 2 roots and 6 branches")
+view
+
+# %% [markdown]
+# - The first number compares each tree with itself. Keeping by S_IB keeps more right branches, and the mean push is no longer about 0: the update mostly says "more of this". Shuffled scores do neither.
+#
+# ## Discuss
+#
+# 1. A solution says `322+222=544` and then `\boxed{534}`. Its box is cut off: what does it get, and is that just? What else than the box could leak the answer?
+# 2. The filter makes the update positive-only. Is that good or bad for a policy that is about to collapse? What would you keep instead?
+#
+# <details><summary>Some thoughts</summary>
+#
+# 1. It gets nearly the full score for what it tells, with a reward of 0: the derivation is right. One may call that just, since the slip is in copying alone. But a policy that is trained on S_IB alone could
+#    learn to list many results and box none; so the reward stays what the advantages are made of, and S_IB only chooses. Whatever stands right before the box can leak: "so the answer is 544".
+# 2. It pushes towards what was drawn *and* right, hence towards what is already likely: the circle of notebook 06. Keeping the best of the right ones and the best of the wrong ones (`within_outcome`) leaves
+#    the mean push where it was; computing the advantages again over the kept ones (`renormalise`) brings it back to 0, and makes a set of equal rewards silent.
+#
+# </details>
