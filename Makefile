@@ -37,7 +37,7 @@ tour: env ## train the bundled policy for a few minutes and write a page of what
 	$(BIN)/i2b-lpo tour
 
 lab: env ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab
 
 docs: env ## build the site of notebooks, exercises and guides in site/
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -b html . site
