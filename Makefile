@@ -49,5 +49,5 @@ test: export OMP_NUM_THREADS := 1
 test: env ## run every check that CI runs: lint, types, tests, doctests, notebooks
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n 2 --ignore=tests/test_notebooks.py
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --nbval tests/test_notebooks.py $(wildcard notebooks/*.ipynb tutorials/solutions/*.ipynb)
+	$(BIN)/python -m pytest -q -n 2 --ignore=tests/test_notebooks.py --ignore=tests/test_browser.py
+	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --nbval tests/test_browser.py tests/test_notebooks.py $(wildcard notebooks/*.ipynb tutorials/solutions/*.ipynb)

@@ -25,7 +25,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 ROOT = Path(__file__).resolve().parents[1]
 PLOTLY = "application/vnd.plotly.v1+json"
-WIDTH, SCALE, TIMEOUT = 960, 1.5, 900  # CSS pixels, picture pixels for each; seconds a cell
+WIDTH, SCALE, TIMEOUT = 960, 1.25, 900  # CSS pixels, picture pixels for each; seconds a cell
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -32,6 +32,7 @@ settings.load_profile("fixed")
 # nbval has no option for these. Committed outputs hold PNG and text only, while a running kernel
 # also sends the live forms; progress bars and warnings go to stderr. All else is compared.
 NOT_COMPARED = (
+    "application/vnd.jupyter.widget-view+json",
     "application/vnd.plotly.v1+json",
     "image/svg+xml",
     "stderr",

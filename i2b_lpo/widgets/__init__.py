@@ -1,0 +1,24 @@
+"""Views with controls: each widget is an object with named parts that show and change one thing.
+
+A widget ends a cell like a view does; without a running kernel its figure and its words are left.
+Torch is imported when a policy is first asked, so a saved trace is explored without it.
+"""
+
+from __future__ import annotations
+
+from i2b_lpo.widgets.base import Widget
+from i2b_lpo.widgets.branches import BranchExplorer, explore
+from i2b_lpo.widgets.gamma import GammaDesigner
+from i2b_lpo.widgets.heads import HeadExplorer
+from i2b_lpo.widgets.reader import EntropyReader
+from i2b_lpo.widgets.training import TrainingDashboard
+
+__all__ = [
+    "BranchExplorer",
+    "EntropyReader",
+    "GammaDesigner",
+    "HeadExplorer",
+    "TrainingDashboard",
+    "Widget",
+    "explore",
+]

@@ -1,0 +1,155 @@
+"""What all widgets share: how they show themselves, their figures, their words and their errors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ipywidgets
+import plotly.graph_objects as go
+
+from i2b_lpo.views import markup
+from i2b_lpo.views.base import CONFIG, View
+from i2b_lpo.views.text import visible
+
+__all__ = ["Clickable", "Note", "Shown", "Widget", "control", "row"]
+
+
+class Widget(ABC):
+    """Controls around views.
+
+    In Jupyter it shows `panel`; its text form is `describe()`. Where there is no kernel, the figure
+    of `view` stands for it.
+
+    Attributes:
+        panel: all of it, an ipywidgets box.
+        note: the sentence that tells what is going on, or what went wrong.
+    """
+
+    def __init__(self) -> None:
+        self.note = Note()
+        self.panel = ipywidgets.VBox([])
+        self.panel.add_class(f"i2b-{type(self).__name__}")
+
+    @property
+    @abstractmethod
+    def view(self) -> View | None:
+        """The main figure as it is now; None if there is none yet."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What the widget shows now, in words: deterministic, one line."""
+
+    def __repr__(self) -> str:
+        return visible(self.describe())
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        # Frontends take the live panel; what can't show it takes the figure, or the words.
+        shown = self.view
+        still: dict[str, Any] = {} if shown is None else shown._repr_mimebundle_()
+        live: dict[str, Any] = self.panel._repr_mimebundle_()
+        return still | live | {"text/plain": repr(self)}
+
+    def close(self) -> None:
+        """Take the widget off the page and out of the kernel."""
+        waiting = [self.panel]
+        while waiting:
+            part = waiting.pop()
+            waiting += getattr(part, "children", ())
+            part.close()
+
+    @contextmanager
+    def working(self, button: Any, sentence: str) -> Iterator[None]:
+        """Show `sentence` and disable `button` meanwhile; wrong input becomes a sentence too."""
+        button.disabled = True
+        self.note.say(sentence)
+        try:
+            yield
+        except ValueError as error:
+            self.note.warn(str(error))
+        else:
+            self.note.say("")
+        finally:
+            button.disabled = False
+
+
+def control(kind: Callable[..., Any], description: str, tooltip: str, **traits: Any) -> Any:
+    """An ipywidgets control with its label and its help text."""
+    style = {} if kind is ipywidgets.Button else {"style": {"description_width": "100px"}}
+    width = "170px" if kind is ipywidgets.Button else traits.pop("width", "272px")
+    return kind(
+        description=description, tooltip=tooltip, layout={"width": width, "max_width": "100%"},
+        **style, **traits,
+    )  # fmt: skip
+
+
+def row(*children: Any) -> ipywidgets.Box:
+    """Controls beside each other, below each other where there is no room."""
+    layout = {"display": "flex", "flex_flow": "row wrap", "width": "100%"}
+    return ipywidgets.Box(children, layout=layout)
+
+
+class Note(ipywidgets.HTML):  # type: ignore[misc]
+    """One sentence; screen readers are told when it changes."""
+
+    text = ""
+
+    def say(self, sentence: str) -> None:
+        """Tell what is going on; "" for nothing."""
+        self._show(sentence, "")
+
+    def warn(self, sentence: str) -> None:
+        """Tell what is wrong and what to do."""
+        self._show(sentence, "⚠ ")
+
+    def _show(self, sentence: str, mark: str) -> None:
+        self.text = visible(sentence)
+        self.value = (
+            f'<span role="status">{mark}{markup.text(self.text)}</span>' if sentence else ""
+        )
+
+
+class Shown(ipywidgets.Output):  # type: ignore[misc]
+    """A place for views that only show."""
+
+    def show(self, *views: View) -> None:
+        """Put these views in the place of what was there."""
+        bundles = [view._repr_mimebundle_() for view in views]
+        self.outputs = tuple(
+            {"output_type": "display_data", "data": bundle, "metadata": {}} for bundle in bundles
+        )
+
+
+class Clickable(ipywidgets.Box):  # type: ignore[misc]
+    """A place for a view whose points answer a click.
+
+    A click can't be made with a keyboard, so each one only sets the value of a control beside it.
+    """
+
+    def __init__(self, on_click: Callable[[float, float, bool], None]) -> None:
+        super().__init__(layout={"width": "100%", "display": "block"})
+        self._on_click = on_click
+
+    @property
+    def figure(self) -> go.FigureWidget:
+        """The figure that is shown."""
+        return self.children[0]
+
+    def show(self, view: View) -> None:
+        """Put this view in the place of what was there."""
+        figure = go.FigureWidget(view.figure)
+        figure._config = figure._config | CONFIG
+        figure.layout.autosize = True
+        for trace in figure.data:
+            if trace.hoverinfo != "skip":
+                trace.on_click(self._clicked)
+        before: tuple[Any, ...] = self.children
+        self.children: tuple[Any, ...] = (figure,)
+        for old in before:
+            old.close()
+
+    def _clicked(self, trace: Any, points: Any, state: Any) -> None:
+        if points.point_inds:
+            self._on_click(points.xs[0], points.ys[0], bool(state is not None and state.shift))
