@@ -1,0 +1,273 @@
+"""The widgets in a real browser: JupyterLab runs notebooks 02, 04 and 07, a person's hands follow.
+
+Needs Chromium and playwright. Without them the whole file is skipped with one sentence, unless
+I2B_NEED_BROWSER=1 says that this is a failure. Screenshots are kept in artifacts/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PICTURES = ROOT / "artifacts"
+CHROMIUM = os.environ.get("I2B_CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+SECONDS = 80  # that a whole notebook may take
+HARMLESS = re.compile(
+    r"favicon|ResizeObserver|404 \(Not Found\)|the server responded with a status"
+)
+
+try:
+    from playwright.sync_api import Page, sync_playwright
+    from playwright.sync_api import TimeoutError as PlaywrightTimeout
+except ImportError:
+    sync_playwright = None  # type: ignore[assignment]
+
+if sync_playwright is None or CHROMIUM is None:
+    WHY = (
+        "The browser test needs a Chromium and playwright: install Chromium (on Debian: apt "
+        "install chromium), then pip install 'playwright>=1.50,<2'."
+    )
+    if os.environ.get("I2B_NEED_BROWSER") == "1":
+        pytest.fail(WHY, pytrace=False)
+    pytest.skip(WHY, allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a JupyterLab over copies of the notebooks, with a home of its own."""
+    home = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "notebooks", home / "notebooks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {  # all cells are on the page at once, and nothing asks the network
+        "notebook-extension/tracker": {"windowingMode": "none"},
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    }
+    for name, values in settings.items():
+        file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(values))
+    places = {
+        name: str(home / name)
+        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
+    }
+    # The kernels find this Python by their own kernelspec, and never a network.
+    environment = os.environ | places | {"JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1"}
+    with (home / "log").open("w") as log:
+        server = subprocess.Popen(
+            [
+                sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
+                "--ip=127.0.0.1",
+                f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=",
+                f"--ServerApp.root_dir={home / 'notebooks'}", "--LabApp.news_url=None",
+                f"--LabApp.workspaces_dir={home / 'workspaces'}",
+                f"--LabApp.user_settings_dir={home / 'settings'}",
+            ],
+            env=environment, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _answers(f"{address}/api/status", server, home / "log")
+        yield address
+    finally:
+        server.terminate()  # which ends its kernels too
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _answers(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + 60
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except (urllib.error.URLError, TimeoutError):
+            time.sleep(0.3)
+    raise AssertionError(f"JupyterLab doesn't answer:\n{log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with sync_playwright() as play:
+        started = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+class Notebook:
+    """A notebook that JupyterLab runs from top to bottom, and one of its widgets."""
+
+    def __init__(self, browser: Any, lab: str, stem: str, widget: str) -> None:
+        self.stem, self.css = stem, f".i2b-{widget}"
+        self.errors: list[str] = []
+        self.page: Page = browser.new_page(viewport={"width": 1280, "height": 900})
+        self.page.set_default_timeout(60_000)
+        self.page.on("console", self._said)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        dialog = self.page.locator(".jp-Dialog")  # e.g. which kernel, asked while one starts
+        self.page.add_locator_handler(
+            dialog, lambda shown: (print("DIALOG", shown.inner_text()), shown.locator(".jp-mod-accept").first.click())
+        )
+        name = next((ROOT / "notebooks").glob(f"{stem}_*.ipynb")).name
+        self.page.goto(f"{lab}/lab/workspaces/w{stem}/tree/{name}?reset")
+        self.idle()
+        self._run_all()
+        self.page.wait_for_selector(f"{self.css} .js-plotly-plot", timeout=1000 * SECONDS)
+        self.idle()
+        self.panel.scroll_into_view_if_needed()
+        self.page.wait_for_timeout(1000)
+
+    def _run_all(self) -> None:
+        # Lab drops what is run while it still connects to a kernel that says it is idle.
+        for _ in range(5):
+            self.page.get_by_role("menuitem", name="Run", exact=True).click()
+            self.page.get_by_text("Run All Cells", exact=True).click()
+            try:
+                self.page.locator(".jp-InputPrompt", has_text="[*]").first.wait_for(timeout=8000)
+                return
+            except PlaywrightTimeout:
+                continue
+        raise AssertionError(f"JupyterLab doesn't run notebook {self.stem}; {self.errors}")
+
+    def _said(self, message: Any) -> None:
+        if message.type == "error" and not HARMLESS.search(message.text):
+            self.errors.append(message.text)
+
+    def idle(self) -> None:
+        """Wait until the kernel has nothing left to do."""
+        self.page.wait_for_selector(
+            '.jp-Notebook-ExecutionIndicator[data-status="idle"]', state="attached",
+            timeout=1000 * SECONDS,
+        )  # fmt: skip
+
+    @property
+    def panel(self) -> Any:
+        return self.page.locator(self.css).first
+
+    def drawn(self) -> str:
+        """The data of the widget's figures, as the browser has them."""
+        return str(
+            self.page.evaluate(
+                """css => JSON.stringify([...document.querySelectorAll(css + ' .js-plotly-plot')]
+                     .map(plot => plot.data.map(d => [d.x, d.y, d.z, d.text])))""",
+                self.css,
+            )
+        )
+
+    def changes(self, act: Callable[[], None], read: Callable[[], str] | None = None) -> None:
+        """Do something, and wait until what the widget shows is another thing."""
+        read = read or self.drawn
+        before = read()
+        act()
+        until = time.monotonic() + 40
+        while time.monotonic() < until:
+            if read() not in ("", "[]", before):
+                return
+            self.page.wait_for_timeout(200)
+        self.page.screenshot(path=PICTURES / f"{self.stem}-failed.png")
+        raise AssertionError(f"{act} changed nothing; the console says {self.errors}")
+
+    def slide(self, label: str, key: str) -> None:
+        """Press a key on a slider."""
+        slider = self.panel.locator(".widget-inline-hbox", has_text=label)
+        slider.locator(".noUi-handle").focus()
+        self.page.keyboard.press(key)
+
+    def press(self, label: str) -> None:
+        self.panel.get_by_role("button", name=label).click()
+
+    def point(self, css: str, x: float = 0.5, y: float = 0.5) -> None:
+        """Click a mark of a figure, at a share of its width and height."""
+        mark = self.panel.locator(css)
+        mark.scroll_into_view_if_needed()
+        self.page.wait_for_timeout(500)
+        box = mark.bounding_box()
+        assert box is not None
+        self.page.mouse.move(box["x"] + x * box["width"] - 2, box["y"] + y * box["height"])
+        self.page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        self.page.wait_for_timeout(300)  # plotly clicks what it hovers over
+        self.page.mouse.down()
+        self.page.mouse.up()
+
+    def end(self) -> None:
+        """The console must have told no error; keep pictures at two widths."""
+        # Before the window changes: Lab's renderer of plotly figures then throws "Something went
+        # wrong with axis scaling" for figures it has just hidden, and draws them right afterwards.
+        told = list(self.errors)
+        PICTURES.mkdir(exist_ok=True)
+        for width, height in ((1280, 900), (1920, 1080)):
+            self.page.set_viewport_size({"width": width, "height": height})
+            self.page.wait_for_timeout(1500)
+            self.panel.screenshot(path=PICTURES / f"{self.stem}{self.css}-{width}.png")
+            self.page.screenshot(path=PICTURES / f"{self.stem}-{width}.png")
+        self.page.close()
+        assert told == []
+
+
+def test_branches_in_notebook_02(browser: Any, lab: str) -> None:
+    notebook = Notebook(browser, lab, "02", "BranchExplorer")
+
+    def grow() -> None:
+        notebook.slide("K, branches", "ArrowRight")
+        notebook.press("Grow the tree")
+
+    notebook.changes(grow)
+    notebook.idle()
+
+    def chosen() -> str:
+        return str(notebook.panel.locator("select").nth(3).input_value())
+
+    notebook.changes(
+        lambda: notebook.point(".js-plotly-plot >> nth=0 >> .barlayer .point >> nth=-60"), chosen
+    )
+    notebook.idle()
+    notebook.end()
+
+
+def test_heads_in_notebook_04(browser: Any, lab: str) -> None:
+    notebook = Notebook(browser, lab, "04", "HeadExplorer")
+    notebook.changes(lambda: notebook.slide("s, tokens since", "ArrowRight"))
+    notebook.idle()
+
+    def detail() -> str:
+        return str(notebook.panel.locator(".js-plotly-plot .gtitle").nth(1).text_content())
+
+    cell = ".js-plotly-plot >> nth=0 >> .heatmaplayer image >> nth=0"
+    notebook.changes(lambda: notebook.point(cell, 0.875, 0.875), detail)
+    assert "Layer 3, head 3" in detail()
+    notebook.idle()
+    notebook.css = ".i2b-GammaDesigner"
+    notebook.changes(lambda: notebook.slide("γ_0", "ArrowLeft"))
+    notebook.css = ".i2b-HeadExplorer"
+    notebook.end()
+
+
+def test_training_in_notebook_07(browser: Any, lab: str) -> None:
+    notebook = Notebook(browser, lab, "07", "TrainingDashboard")
+    notebook.changes(lambda: notebook.press("Start"))
+    notebook.panel.get_by_text("Stopped after 4 of 40 steps, saved").wait_for()
+    notebook.end()
