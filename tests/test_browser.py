@@ -88,7 +88,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
     try:
-        _answers(f"{address}/api/status", server, home / "log")
+        _answers(f"{address}/api/kernelspecs", server, home / "log")
         yield address
     finally:
         server.terminate()  # which ends its kernels too
@@ -128,15 +128,21 @@ class Notebook:
         self.page.set_default_timeout(60_000)
         self.page.on("console", self._said)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        dialog = self.page.locator(".jp-Dialog")  # e.g. which kernel, asked while one starts
-        self.page.add_locator_handler(
-            dialog, lambda shown: shown.locator(".jp-mod-accept").first.click()
-        )
         name = next((ROOT / "notebooks").glob(f"{stem}_*.ipynb")).name
-        self.page.goto(f"{lab}/lab/workspaces/w{stem}/tree/{name}?reset")
+        # By way of the launcher: a notebook that is opened while Lab still looks for kernels makes
+        # it ask which one, and what was run before the answer is dropped.
+        asked = self.page.locator(".jp-Dialog")
+        self.page.add_locator_handler(
+            asked,
+            lambda shown: shown.locator(".jp-mod-accept").last.click(),
+            no_wait_after=True,  # another one may follow
+        )
+        self.page.goto(f"{lab}/lab/workspaces/w{stem}?reset")
+        self.page.locator(".jp-LauncherCard").first.wait_for()
+        self.page.locator(".jp-DirListing-item", has_text=name).dblclick()
         self.idle()
         self._run_all()
-        self.page.wait_for_selector(f"{self.css} .js-plotly-plot", timeout=1000 * SECONDS)
+        self.panel.locator(".js-plotly-plot").first.wait_for(timeout=1000 * SECONDS)
         self.idle()
         self.panel.scroll_into_view_if_needed()
         self.page.wait_for_timeout(1000)
