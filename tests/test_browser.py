@@ -79,7 +79,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             [
                 sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
                 "--ip=127.0.0.1",
-                f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True",
+                f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=",
                 f"--ServerApp.root_dir={home / 'notebooks'}", "--LabApp.news_url=None",
                 f"--LabApp.workspaces_dir={home / 'workspaces'}",
                 f"--LabApp.user_settings_dir={home / 'settings'}",
@@ -129,15 +129,17 @@ class Notebook:
         self.page.on("console", self._said)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         name = next((ROOT / "notebooks").glob(f"{stem}_*.ipynb")).name
-        # The kernel is there before the page: else Lab may ask which one, and drops what was run.
-        session = {"path": name, "name": name, "type": "notebook", "kernel": {"name": "python3"}}
-        asked = urllib.request.Request(
-            f"{lab}/api/sessions",
-            json.dumps(session).encode(),
-            {"Content-Type": "application/json"},
+        # By way of the launcher: a notebook that is opened while Lab still looks for kernels makes
+        # it ask which one, and what was run before the answer is dropped.
+        asked = self.page.locator(".jp-Dialog")
+        self.page.add_locator_handler(
+            asked,
+            lambda shown: shown.locator(".jp-mod-accept").last.click(),
+            no_wait_after=True,  # another one may follow
         )
-        urllib.request.urlopen(asked, timeout=60).close()
-        self.page.goto(f"{lab}/lab/workspaces/w{stem}/tree/{name}?reset")
+        self.page.goto(f"{lab}/lab/workspaces/w{stem}?reset")
+        self.page.locator(".jp-LauncherCard").first.wait_for()
+        self.page.locator(".jp-DirListing-item", has_text=name).dblclick()
         self.idle()
         self._run_all()
         self.panel.locator(".js-plotly-plot").first.wait_for(timeout=1000 * SECONDS)
