@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env tour test lab docs
+.PHONY: help env tour test lab docs browser
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ docs: env ## build the site of notebooks, exercises and guides in site/
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -b html . site
 	@echo "Site: site/index.html"
 
+browser: env ## open three notebooks in a real Chromium and use their widgets
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -rs tests/test_browser.py
+
 # Two test processes with one thread each suit a two-core machine, and one thread gives the same sums everywhere.
 test: export HF_HUB_OFFLINE := 1
 test: export OMP_NUM_THREADS := 1
@@ -50,4 +53,4 @@ test: env ## run every check that CI runs: lint, types, tests, doctests, noteboo
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --ignore=tests/test_notebooks.py --ignore=tests/test_browser.py
-	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --nbval tests/test_browser.py tests/test_notebooks.py $(wildcard notebooks/*.ipynb tutorials/solutions/*.ipynb)
+	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --nbval tests/test_notebooks.py $(wildcard notebooks/*.ipynb tutorials/solutions/*.ipynb)
