@@ -53,4 +53,4 @@ test: env ## run every check that CI runs: lint, types, tests, doctests, noteboo
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --ignore=tests/test_notebooks.py --ignore=tests/test_browser.py
-	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --nbval tests/test_notebooks.py $(wildcard notebooks/*.ipynb tutorials/solutions/*.ipynb)
+	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --nbval tests/test_browser.py tests/test_notebooks.py $(wildcard notebooks/*.ipynb tutorials/solutions/*.ipynb)

@@ -7,7 +7,7 @@ change (tokenizer, latents, settings, the questions to come) it holds a sum, and
 with something else.
 
     checkpoints/step-00000020/   weights.safetensors  optimizer.safetensors  metrics.jsonl
-                                 manifest.json: settings, sums, size and SHA-256 of each file
+                                 manifest.json: settings, sums, SHA-256 of each file
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from i2b_lpo.safety import redact
+from i2b_lpo.safety import file_sum, redact
 from i2b_lpo.sharding import gathered, scatter_like
 from i2b_lpo.storage import staged
 from i2b_lpo.tasks import Task
@@ -38,6 +38,7 @@ __all__ = ["Checkpoint", "newest_checkpoint", "restore", "save_checkpoint"]
 CHECKPOINTS = "checkpoints"
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 METRICS, MANIFEST = "metrics.jsonl", "manifest.json"
+FILES = (WEIGHTS, OPTIMIZER, METRICS)
 FORMAT = 1
 # What may differ when a run goes on: how far, how often it is saved, …
 FREE = {"steps", "checkpoint.every", "checkpoint.keep"}
@@ -61,6 +62,11 @@ class Checkpoint:
     folder: Path
     step: int
     manifest: dict[str, Any]
+
+    def history(self) -> list[dict[str, float]]:
+        """The metrics of the steps done."""
+        text = (self.folder / METRICS).read_text(encoding="ascii")
+        return [json.loads(line) for line in text.splitlines()]
 
 
 def save_checkpoint(
@@ -87,7 +93,7 @@ def save_checkpoint(
                 "format": FORMAT,
                 "step": step,
                 **_identity(learner, task, step),
-                "files": {name: _described(part / name) for name in (WEIGHTS, OPTIMIZER, METRICS)},
+                "files": {name: file_sum(part / name) for name in FILES},
             }
             (part / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
@@ -153,8 +159,7 @@ def restore(learner: Learner, task: Task, checkpoint: Checkpoint) -> list[dict[s
         learner.optimizer.state[parameter][moment] = (
             scatter_like(parameter, tensor) if tensor.shape == parameter.shape else tensor
         )
-    text = (checkpoint.folder / METRICS).read_text(encoding="ascii")
-    return [json.loads(line) for line in text.splitlines()]
+    return checkpoint.history()
 
 
 # --- what is saved ------------------------------------------------------------------------------
@@ -210,14 +215,6 @@ def _sum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _described(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
-
-
 # --- what is refused ----------------------------------------------------------------------------
 
 
@@ -228,14 +225,11 @@ def _checked(folder: Path) -> Checkpoint:
         raise ValueError(f"no {MANIFEST}") from error
     if manifest["format"] != FORMAT:
         raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
-    for name in (WEIGHTS, OPTIMIZER, METRICS):
-        expected, path = manifest["files"][name], folder / name
-        if not path.is_file():
+    for name in FILES:
+        if not (folder / name).is_file():
             raise ValueError(f"no {name}")
-        if path.stat().st_size != expected["bytes"]:
-            raise ValueError(f"{name} has {path.stat().st_size} bytes of {expected['bytes']}")
-        if _described(path) != expected:
-            raise ValueError(f"{name} was changed")
+        if file_sum(folder / name) != manifest["files"][name]:
+            raise ValueError(f"{name} was cut off or changed")
     return Checkpoint(folder, manifest["step"], manifest)
 
 

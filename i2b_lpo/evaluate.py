@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from i2b_lpo.decode import Sampling
+from i2b_lpo.evaluation_parts import open_parts, read_part, write_part
 from i2b_lpo.metrics import (
     FORK,
     SURE,
@@ -33,7 +31,6 @@ from i2b_lpo.metrics import (
 )
 from i2b_lpo.policy import Policy
 from i2b_lpo.rollout import Reward, roll_out
-from i2b_lpo.storage import write_text
 from i2b_lpo.tasks import Task
 from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.verify import equivalent, extract_boxed
@@ -298,7 +295,7 @@ def evaluate(
     passes = {"greedy": (cold, 1), "sampled": (sampling, samples)}
     if parts is not None:
         settings = {"samples": samples, "seed": seed, "batch": batch, **asdict(sampling)}
-        _open_parts(parts, policy, questions, settings)
+        open_parts(parts, policy, questions, settings)
     done: dict[str, list[Trace]] = {}
     with tqdm(total=2 * len(questions), desc=progress, unit="question") as bar:
         for name, (drawn, count) in passes.items():
@@ -307,63 +304,14 @@ def evaluate(
             for start in range(0, len(questions), width):
                 chosen = questions[start : start + width]
                 file = None if parts is None else parts / f"{name}-{start:06}.json"
-                found = None if file is None else _read_part(file, generator)
+                found = None if file is None else read_part(file, generator)
                 if found is None:
                     found = roll_out(
                         policy, chosen, drawn, samples=count, generator=generator, batch=batch,
                         reward=reward,
                     )  # fmt: skip
                     if file is not None:
-                        _write_part(file, found, generator)
+                        write_part(file, found, generator)
                 done[name] += found
                 bar.update(len(chosen))
     return measure(done["sampled"], task, greedy=done["greedy"]), done["sampled"]
-
-
-# --- what is kept of an evaluation under way ----------------------------------------------------
-
-
-def _open_parts(
-    parts: Path, policy: Policy, questions: Sequence[Question], settings: dict[str, Any]
-) -> None:
-    """Create the folder, or refuse one of another evaluation."""
-    weights = hashlib.sha256()
-    for tensor in policy.model.state_dict().values():
-        weights.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    asked = json.dumps([policy.prompts(questions), [q.answer for q in questions]])
-    settings |= {
-        "weights": weights.hexdigest(),
-        "questions": hashlib.sha256(asked.encode()).hexdigest(),
-    }
-    file = parts / "settings.json"
-    if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if changed := [name for name in settings if before.get(name) != settings[name]]:
-            raise ValueError(
-                f"{parts} holds another evaluation, with other {', '.join(changed)}; go on with "
-                "what it was started with, or choose another folder."
-            )
-    else:
-        parts.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(settings, indent=2) + "\n")
-
-
-def _write_part(file: Path, traces: Sequence[Trace], generator: torch.Generator) -> None:
-    # With the generator's state, the next batch draws as if there had been no stop.
-    state = bytes(generator.get_state().tolist()).hex()
-    part = {"generator": state, "traces": [trace.to_json() for trace in traces]}
-    write_text(file, json.dumps(part))
-
-
-def _read_part(file: Path, generator: torch.Generator) -> list[Trace] | None:
-    if not file.is_file():
-        return None
-    try:
-        part = json.loads(file.read_text(encoding="utf-8"))
-        state = torch.tensor(list(bytes.fromhex(part["generator"])), dtype=torch.uint8)
-        traces = [Trace.from_json(trace) for trace in part["traces"]]
-    except (KeyError, TypeError, ValueError) as error:
-        warnings.warn(f"{file} is damaged ({error}); its batch is decoded again.", stacklevel=3)
-        return None
-    generator.set_state(state)
-    return traces

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from i2b_lpo.storage import staged
 
-__all__ = ["check_sums", "check_weights", "inside", "redact", "replaced", "write_sums"]
+__all__ = ["check_sums", "check_weights", "file_sum", "inside", "redact", "replaced", "write_sums"]
 
 SUMS = "sha256.json"
 REDACTED = "[redacted]"
@@ -145,7 +145,7 @@ def replaced(folder: str | Path, *, mark: str) -> Iterator[Path]:
 
 def write_sums(folder: Path, files: Iterable[str]) -> None:
     """Write the `sha256.json` that `check_sums` compares with."""
-    sums = {file: _sum(folder / file) for file in sorted(files)}
+    sums = {file: file_sum(folder / file) for file in sorted(files)}
     (folder / SUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
 
 
@@ -172,7 +172,7 @@ def check_sums(folder: Path, *, bundled: bool = False) -> None:
     there = set(_files(folder))
     for file, expected in sums.items():
         # Only what lies in the folder is opened, whatever else a name may lead to.
-        found = _sum(folder / file) if file in there else "no file"
+        found = file_sum(folder / file) if file in there else "no file"
         if found == expected:
             continue
         if bundled:
@@ -223,6 +223,7 @@ def _files(folder: Path) -> list[str]:
     return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
 
 
-def _sum(path: Path) -> str:
+def file_sum(path: Path) -> str:
+    """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -113,10 +113,10 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def scatter_like(parameter: Tensor, full: Tensor) -> Tensor:
-    """`full`, which every process holds, sharded as `parameter` is; itself if that is whole."""
+    """`full`, which every process holds, on `parameter`'s device and sharded as it is."""
+    full = full.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return full
-    full = full.to(parameter.device)
     return distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 ROOT = Path(__file__).resolve().parents[1]
 PLOTLY = "application/vnd.plotly.v1+json"
-WIDTH, SCALE, TIMEOUT = 960, 1.25, 900  # CSS pixels, picture pixels for each; seconds a cell
+WIDTH, SCALE, TIMEOUT = 960, 1.2, 900  # CSS pixels, picture pixels for each; seconds a cell
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -106,23 +107,30 @@ def checked(notebook: Any, path: Path) -> str:
     return text
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
-    paths = parser.parse_args().notebooks or sorted((ROOT / "notebooks").glob("*.ipynb"))
+def write(paths: Iterable[Path], make: Callable[[Path], dict[Path, Any]]) -> None:
+    """Write the notebooks that `make` makes of each path, once all are made."""
     os.environ.update(ENVIRONMENT)
     written = {}
     try:
         png({"data": [], "layout": {}}, 100)  # a missing Chrome fails now, not after minutes
         for path in paths:
-            written[path] = checked(execute(path), path)
+            made = make(path)
+            written |= {place: checked(notebook, place) for place, notebook in made.items()}
             print(f"{path.name}: passed", flush=True)
     except ChromeNotFoundError:
         sys.exit("No Chrome was found to draw the pictures; on Debian: apt install chromium.")
     except (Failure, OSError, ValueError) as error:
         sys.exit(f"{error}\nNothing was written.")
-    for path, text in written.items():
-        path.write_text(text, encoding="utf-8", newline="\n")
+    for place, text in written.items():
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(text, encoding="utf-8", newline="\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
+    paths = parser.parse_args().notebooks or sorted((ROOT / "notebooks").glob("*.ipynb"))
+    write(paths, lambda path: {path: execute(path)})
 
 
 if __name__ == "__main__":

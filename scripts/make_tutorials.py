@@ -11,22 +11,17 @@ a Chrome for the pictures.
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import re
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import execute_notebooks
 import jupytext
 import nbformat
-from choreographer.errors import ChromeNotFoundError
-from execute_notebooks import ENVIRONMENT, METADATA, Failure, checked, execute, png
+from execute_notebooks import METADATA, Failure, execute, write
 from nbformat.v4 import new_markdown_cell, new_notebook
-
-execute_notebooks.SCALE = 1.2  # a notebook with four pictures stays below 300 kB
 
 TUTORIALS = Path(__file__).resolve().parents[1] / "tutorials"
 BLANK = re.compile(
@@ -56,7 +51,8 @@ def _solution(match: re.Match[str]) -> str:
 
 
 def _blank(match: re.Match[str]) -> str:
-    return f'{match["indent"]}raise NotImplementedError("{match["missing"]}")'
+    missing = json.dumps(match["missing"], ensure_ascii=False)  # whatever quotes it holds
+    return f"{match['indent']}raise NotImplementedError({missing})"
 
 
 def notebook(found: list[Any]) -> Any:
@@ -99,8 +95,8 @@ def escaped(words: str) -> str:
     return re.sub(r"([\\`*_\[\]<>$])", r"\\\1", " ".join(words.split()))
 
 
-def made(source: Path) -> tuple[Any, Any]:
-    """The exercise and the executed solution notebook.
+def made(source: Path) -> dict[Path, Any]:
+    """The exercise and the executed solution notebook, by where they belong.
 
     The solution runs in a copy of the folders that learners get, outside the repository.
     """
@@ -114,30 +110,17 @@ def made(source: Path) -> tuple[Any, Any]:
         path.parent.mkdir()
         nbformat.write(notebook(cells(source, solved=True)), path)
         solution = execute(path)
-    return exercises(source, solution), solution
+    found = {"exercises": exercises(source, solution), "solutions": solution}
+    for each in found.values():
+        nbformat.validate(each)
+    return {TUTORIALS / kind / path.name: each for kind, each in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sources", nargs="*", type=Path, metavar="SOURCE")
     paths = parser.parse_args().sources or sorted((TUTORIALS / "source").glob("*.py"))
-    os.environ.update(ENVIRONMENT)
-    written = {}
-    try:
-        png({"data": [], "layout": {}}, 100)  # a missing Chrome fails now, not after minutes
-        for source in paths:
-            for kind, found in zip(("exercises", "solutions"), made(source), strict=True):
-                path = TUTORIALS / kind / f"{source.stem}.ipynb"
-                nbformat.validate(found)
-                written[path] = checked(found, path)
-            print(f"{source.stem}: passed", flush=True)
-    except ChromeNotFoundError:
-        sys.exit("No Chrome was found to draw the pictures; on Debian: apt install chromium.")
-    except (Failure, OSError, ValueError) as error:
-        sys.exit(f"{error}\nNothing was written.")
-    for path, text in written.items():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
+    write(paths, made)
 
 
 if __name__ == "__main__":

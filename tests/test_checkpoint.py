@@ -397,9 +397,9 @@ def _rewrite(text: str) -> Callable[[Path], None]:
 
 
 BREAKS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "truncated weights": (_truncate, "weights.safetensors has [0-9]+ bytes of [0-9]+"),
-    "one bit of the moments": (_flip, "optimizer.safetensors was changed"),
-    "files of another step": (_swap, "weights.safetensors was changed"),
+    "truncated weights": (_truncate, "weights.safetensors was cut off or changed"),
+    "one bit of the moments": (_flip, "optimizer.safetensors was cut off or changed"),
+    "files of another step": (_swap, "weights.safetensors was cut off or changed"),
     "no weights": (lambda f: (f / "weights.safetensors").unlink(), "no weights.safetensors"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "no manifest.json"),
     "an empty manifest": (_rewrite(""), "Expecting value"),

@@ -539,6 +539,9 @@ def test_one_process_shards_nothing() -> None:
     learner, _ = prepare(CASES["latent"])
     parameter = next(learner.scorer.parameters())
     assert gathered(parameter) is parameter and scatter_like(parameter, parameter) is parameter
+    # As a resumed run's moments, read on the CPU, go to the GPU of their parameter.
+    elsewhere = torch.empty_like(parameter, device="meta")
+    assert scatter_like(elsewhere, parameter).device.type == "meta"
     with unsharded(learner.scorer):
         assert next(learner.scorer.parameters()) is parameter
     with pytest.raises(ValueError, match="can't be sharded over one process; start several"):

@@ -226,7 +226,7 @@ class View:
         part = markup.figure(
             name or f"figure-{zlib.crc32(data.encode()):08x}",
             data=data,
-            config=json.dumps(CONFIG),
+            config=json.dumps(CONFIG | {"responsive": True}),
             height=int(self.figure.layout.height or 450),
             words=self.description,
             caption=markup.text(caption),
@@ -268,12 +268,8 @@ class View:
         return Path(path)
 
 
-CONFIG: dict[str, Any] = {
-    "displayModeBar": False,
-    "responsive": True,
-    "scrollZoom": False,
-    "typesetMath": False,
-}
+# JupyterLab resizes figures itself: with "responsive" as well they lose their height.
+CONFIG: dict[str, Any] = {"displayModeBar": False, "scrollZoom": False, "typesetMath": False}
 
 _AXIS: dict[str, Any] = {
     "gridcolor": GRID, "linecolor": MUTED, "zeroline": False, "ticks": "", "automargin": True,

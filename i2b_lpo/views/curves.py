@@ -61,7 +61,7 @@ def training_curves(records: Records | Mapping[str, Records], *, keys: Sequence[
                 "x": [_finite(row.get("step", i)) for i, row in enumerate(run)],
                 "name": escape(name, 24),
                 "legendgroup": f"{place}",
-                "mode": "lines",
+                "mode": "lines" if len(run) > 1 else "lines+markers",
                 **cell,
             }
             figure.add_scatter(
@@ -87,10 +87,11 @@ def training_curves(records: Records | Mapping[str, Records], *, keys: Sequence[
                 table.append((name, label(key), first, last, *extremes))
         sentences.append(f"{label(key)} {', '.join(changes) or 'never measured'}")
     height = 100 + 190 * rows + 25 * named
-    figure.update_xaxes(showgrid=False)
+    figure.update_xaxes(showgrid=False, dtick=1 if steps <= 8 else None)
     styled(
         figure,
-        title=f"Training: every step (thin) and the mean of the last {window} (bold)",
+        title="Training: every step"
+        + (f" (thin) and the mean of the last {window} (bold)" if window > 1 else ""),
         height=height,
         margin={"t": 85 + 25 * named, "l": 45, "r": 15},
         legend={"y": 1 - 40 / height, "yref": "container", "yanchor": "top"},

@@ -14,7 +14,12 @@ from i2b_lpo.views.text import escape, number
 __all__ = ["gamma_curves"]
 
 
-def gamma_curves(curves: Mapping[str, Sequence[float]]) -> View:
+def gamma_curves(
+    curves: Mapping[str, Sequence[float]],
+    *,
+    title: str = "Strength γ(s) of z: how much of it acts, s tokens after the fork",
+    axis: str = "γ(s)",
+) -> View:
     """Curves of γ(s), each with a mark where half of γ(0) is left.
 
     Between two tokens the half-life is read as on an exponential, so that γ_0 exp(−s/s_0) gives
@@ -22,6 +27,8 @@ def gamma_curves(curves: Mapping[str, Sequence[float]]) -> View:
 
     Args:
         curves: name → γ(s) at s = 0, 1, 2, …, at least two numbers from 0 to 1.
+        title: above the curves.
+        axis: what is drawn.
 
     Raises:
         ValueError: there is no curve, more than can be told apart, or one isn't such numbers.
@@ -81,12 +88,12 @@ at s = 2; constant from 0.50, never halved, 0.50 at s = 1.
     top = max(max(values) for values in curves.values())
     styled(
         figure,
-        title="Strength γ(s) of z: how much of it acts, s tokens after the fork",
+        title=escape(title),
         height=360,
         margin={"t": 80, "b": 50},
         showlegend=True,
         xaxis={"title": {"text": "s, tokens since the fork"}, "range": [0, longest]},
-        yaxis={"title": {"text": "γ(s)"}, "range": [0, 1.08 * (top or 1)], "gridcolor": GRID},
+        yaxis={"title": {"text": escape(axis)}, "range": [0, 1.08 * (top or 1)], "gridcolor": GRID},
     )
     return View(
         figure,

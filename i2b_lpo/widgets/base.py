@@ -140,7 +140,7 @@ class Clickable(ipywidgets.Box):  # type: ignore[misc]
     def show(self, view: View) -> None:
         """Put this view in the place of what was there."""
         figure = go.FigureWidget(view.figure)
-        figure._config = figure._config | CONFIG
+        figure._config = figure._config | CONFIG | {"responsive": True}
         figure.layout.autosize = True
         for trace in figure.data:
             if trace.hoverinfo != "skip":

@@ -67,11 +67,9 @@ class GammaDesigner(Widget):
         log_gamma = strength.log_gamma(torch.arange(self.tokens.value + 1, dtype=torch.float64))
         self._share = torch.sigmoid(self.lead.value + log_gamma).tolist()
         self._view = gamma_curves(
-            {"γ(s)": log_gamma.exp().tolist(), "share of the latent g(s)": self._share}
-        )
-        self._view.figure.update_layout(
-            title_text="γ(s), and the share g(s) that a head gives the latent",
-            yaxis={"title": {"text": "γ(s), g(s)"}, "range": [0, 1.08]},
+            {"γ(s)": log_gamma.exp().tolist(), "share of the latent g(s)": self._share},
+            title="γ(s), and the share g(s) that a head gives the latent",
+            axis="γ(s), g(s)",
         )
         self.curves.show(self._view)
 

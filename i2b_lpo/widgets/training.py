@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -138,13 +137,12 @@ class TrainingDashboard(Widget):
         self.note.say("Stopping after this step …")
 
     def _run(self) -> None:
-        from i2b_lpo.checkpoint import METRICS, newest_checkpoint
+        from i2b_lpo.checkpoint import newest_checkpoint
         from i2b_lpo.train import train
 
         try:
             found = newest_checkpoint(self._output)
-            lines = "" if found is None else (found.folder / METRICS).read_text(encoding="ascii")
-            self.history = list(map(json.loads, lines.splitlines()))
+            self.history = [] if found is None else found.history()
             goal = len(self.history) + self.steps.value
             self._show()
             self.history = train(
