@@ -57,3 +57,21 @@ def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"stage 1 left {pairs} to math-verify")
 
     monkeypatch.setattr(WorkerPool, "compare_many", refuse)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A folder of a tiny policy, as `save_policy` writes it."""
+    from tiny import tiny_policy
+
+    from i2b_lpo.policy import save_policy
+
+    save_policy(tiny_policy(), tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+@pytest.fixture
+def foreign(saved: Path) -> Path:
+    """The same as another program would have written it: without sums."""
+    (saved / "sha256.json").unlink()
+    return saved

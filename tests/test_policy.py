@@ -42,20 +42,6 @@ from i2b_lpo.trace import Question
 QUESTION = "What is 23*14?"
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    folder = tmp_path / "policy"
-    save_policy(tiny_policy(), folder)
-    return folder
-
-
-@pytest.fixture
-def foreign(saved: Path) -> Path:
-    """The folder as another program would have written it: without sums."""
-    (saved / "sha256.json").unlink()
-    return saved
-
-
 def logits(model: Any, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
         out: torch.Tensor = model(input_ids=torch.tensor([ids])).logits

@@ -13,7 +13,6 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from pathlib import Path
 from typing import get_args
 
@@ -23,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
+from verifying import HANGS, LINUX, PATIENT, POSIX, boxed, fresh_pair, numbers
 
 from i2b_lpo import _verify_pool, _verify_worker
 from i2b_lpo._answers import form_of
@@ -36,23 +36,6 @@ from i2b_lpo.verify import (
     verify,
     verify_batch,
 )
-
-POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-PATIENT = 60.0  # seconds for a comparison that must not time out on a busy machine
-HANGS = "9^{9^{9^9}}"
-numbers = count(10_000)
-
-
-def boxed(answer: str) -> str:
-    return rf"The answer is \boxed{{{answer}}}."
-
-
-def fresh_pair() -> tuple[str, str]:
-    """Return two equal answers that no earlier test has left in the pool's memory."""
-    n = next(numbers)
-    return f"x+{n}y", boxed(f"{n}y+x")
-
 
 # ------------------------------------------------------------------------------------ the attacks
 

@@ -11,34 +11,18 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from pathlib import Path
 
 import pytest
+from verifying import HANGS, LINUX, PATIENT, POSIX, boxed, fresh_pair
 
 from i2b_lpo import _verify_pool, _verify_worker
 from i2b_lpo._verify_pool import Worker, WorkerPool, WorkerStartError, shared_pool
 from i2b_lpo.verify import verify, verify_batch
 
-POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-PATIENT = 60.0  # seconds for a comparison that must not time out on a busy machine
-HANGS = "9^{9^{9^9}}"
-numbers = count(1)
-
-
-def boxed(answer: str) -> str:
-    return rf"The answer is \boxed{{{answer}}}."
-
 
 def reason(gold: str, answer: str, timeout: float = PATIENT) -> str:
     return verify(gold, boxed(answer), timeout=timeout).reason
-
-
-def fresh_pair() -> tuple[str, str]:
-    """Return two equal answers that no earlier test has left in the pool's memory."""
-    n = next(numbers)
-    return f"x+{n}y", boxed(f"{n}y+x")
 
 
 # ---------------------------------------------------------------------- limits of time and memory
