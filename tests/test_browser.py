@@ -221,14 +221,18 @@ class Notebook:
                  .map(plot => [plot._fullLayout.width, plot._fullLayout.height])"""
         )
 
+    def resize(self, width: int, height: int) -> None:
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.wait_for_timeout(1000)
+
     def end(self) -> None:
-        """Figures must follow the window and the console tell no error; keep two pictures."""
+        """Figures must follow the window and the console tell no error; keep pictures."""
         PICTURES.mkdir(exist_ok=True)
         heights = []
         for width, height in ((1280, 900), (1920, 1080)):
-            self.page.set_viewport_size({"width": width, "height": height})
-            self.page.wait_for_timeout(2000)
+            self.resize(width, 2400)  # the widget as a whole
             self.panel.screenshot(path=PICTURES / f"{self.stem}{self.css}-{width}.png")
+            self.resize(width, height)
             self.page.screenshot(path=PICTURES / f"{self.stem}-{width}.png")
             heights.append([figure[1] for figure in self.sizes()])
         assert heights[0] == heights[1], f"the figures' heights were {heights[0]}, now {heights[1]}"

@@ -289,7 +289,7 @@ TEMPLATE = go.layout.Template(
         "margin": {"l": 60, "r": 20, "t": 70, "b": 50},
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom",
                    "font": {"size": 13}},
-        "hoverlabel": {"bgcolor": "white", "bordercolor": MUTED, "namelength": -1,
+        "hoverlabel": {"bgcolor": "white", "bordercolor": MUTED, "namelength": -1, "align": "left",
                        "font": {"family": SANS, "size": 13, "color": INK}},
         "dragmode": False,
     }
