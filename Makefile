@@ -39,9 +39,9 @@ tour: env ## train the bundled policy for a few minutes and write a page of what
 lab: env ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab
 
-docs: env ## build the site of notebooks, exercises and guides in site/
-	$(BIN)/sphinx-build -q -W --keep-going -c docs -b html . site
-	@echo "Site: site/index.html"
+docs: env ## build the site of notebooks, exercises and guides in site/html/
+	$(BIN)/sphinx-build -q -W --keep-going -c docs -b html . site/html
+	@echo "Site: site/html/index.html"
 
 browser: env ## open three notebooks in a real Chromium and use their widgets
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -rs tests/test_browser.py
