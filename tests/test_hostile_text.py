@@ -125,9 +125,13 @@ EVERY: dict[str, Callable[[str], list[View]]] = {
     ],
     "latent_map": lambda t: [
         views.latent_map([[0, 1], [1, 0], [2, 2]], [t, t, "x"], title=t),
-        views.latent_map([[0, 1, 5], [1, 0, 0], [2, 2, 1]], ["x", t, t]),
+        views.latent_map([[0, 1, 5], [1, 0, 0], [2, 2, 1]], ["x", t, t], here=[0, 1, 2]),
     ],
     "memory_budget": lambda t: [views.memory_budget({t: 2.0**30, "x": 1.0})],
+    "next_word": lambda t: [
+        views.next_word({t: 0.25, "x": 0.5}, {t: 0.5, "x": 0.25}, title=t),
+        views.next_word({"x": 0.25, t: 0.5}, {t: 0.5, "x": 0.25}),
+    ],
     "strategy_shares": lambda t: [views.strategy_shares({t: make_evaluation(extra=t)})],
     "training_curves": lambda t: [
         views.training_curves({t: make_records(0, 5, extra=t), "x": make_records(1, 3)}),

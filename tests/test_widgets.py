@@ -19,14 +19,15 @@ import pytest
 import torch
 from tiny import tiny_policy
 
-from i2b_lpo.config import CheckpointConfig, RolloutConfig, RunConfig
+from i2b_lpo.config import BranchConfig, CheckpointConfig, RolloutConfig, RunConfig
 from i2b_lpo.policy import Policy
 from i2b_lpo.psa import Strength
 from i2b_lpo.steering import Steering, new_steering
 from i2b_lpo.tasks import load_task
 from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace, write_traces
-from i2b_lpo.train import train
+from i2b_lpo.train import StepRecord, train
 from i2b_lpo.views.lanes import forks_of, lanes_of, order_of
+from i2b_lpo.views.strip import token_text
 from i2b_lpo.widgets import (
     BranchExplorer,
     EntropyReader,
@@ -138,7 +139,6 @@ def test_the_explorer_grows_the_tree_that_grow_trees_grows(
     policy: Policy, steering: Steering, explorer: BranchExplorer
 ) -> None:
     from i2b_lpo.branching import grow_trees
-    from i2b_lpo.config import BranchConfig
     from i2b_lpo.decode import Sampling
     from i2b_lpo.example import QUESTION
 
@@ -149,6 +149,14 @@ def test_the_explorer_grows_the_tree_that_grow_trees_grows(
     assert explorer.trace is not None
     assert [r.ids for r in explorer.trace.rollouts] == [r.ids for r in tree.rollouts]
     assert all(rollout.score is not None for rollout in explorer.trace.rollouts)
+    kept = [rollout.kept for rollout in explorer.trace.rollouts]
+    assert kept[:2] == [True, True] and sum(kept[2:]) == 4  # N = 2 of K = 3
+    settings = "fork rule top_fraction, M = 2, K = 3, fusion psa, seed 0."
+    assert explorer.describe().startswith(f"Branch explorer: {settings}")
+    assert (
+        explorer.tree.figure._config.items()
+        >= {"displayModeBar": False, "responsive": True}.items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,7 +175,7 @@ def test_the_explorer_grows_the_tree_that_grow_trees_grows(
 def test_each_control_of_a_tree_changes_it(
     policy: Policy, steering: Steering, explorer: BranchExplorer, part: str, value: Any
 ) -> None:
-    before, shown = data(explorer), explorer.tree.figure
+    before, shown, tree = data(explorer), explorer.tree.figure, explorer.trace
     control = getattr(explorer, part)
     first = control.value
     control.value = value
@@ -175,7 +183,10 @@ def test_each_control_of_a_tree_changes_it(
         explorer.grow.click()
         assert explorer.note.text == "" and not explorer.grow.disabled
         assert data(explorer) != before and explorer.tree.figure is not shown
-        assert explorer.fusion.value == "psa" or explorer.gamma.disabled
+        assert explorer.trace is not tree
+        assert shown.comm is None  # the kernel doesn't keep it
+        off = explorer.fusion.value == "none"
+        assert explorer.gamma.disabled == explorer.decay.disabled == off
     finally:
         control.value = first
         explorer.grow.click()
@@ -228,9 +239,36 @@ def test_a_click_with_shift_chooses_the_other_one() -> None:
     tokens = next(
         at for at, drawn in enumerate(widget.tree.figure.data) if drawn.orientation == "h"
     )
-    click(widget.tree.figure, tokens, 4, shift=True)
-    assert (widget.first.value, widget.second.value) != (0, 0)
-    assert widget.second.value != 0
+    lanes = lanes_of(widget.trace, [0, 1, 2])
+    heights = list(widget.tree.figure.data[tokens].y)
+    widget.first.value, widget.second.value = 0, 1
+    click(widget.tree.figure, tokens, heights.index(lanes[2]), shift=True)
+    assert (widget.first.value, widget.second.value) == (0, 2)
+    click(widget.tree.figure, tokens, heights.index(lanes[1]))
+    assert (widget.first.value, widget.second.value) == (1, 2)
+
+
+def test_the_selectors_list_the_lanes_and_begin_with_a_right_branch() -> None:
+    trace = saved_trace()
+    root, wrong, right = trace.rollouts
+    wrong = replace(wrong, branch=replace(wrong.branch, parent=0), reward=0.0)
+    widget = explore(replace(trace, rollouts=(root, root, wrong, right)))
+    assert [i for _, i in widget.first.options] == [0, 2, 3, 1]
+    assert [i for _, i in widget.second.options] == [-1, 0, 2, 3, 1]
+    assert [name.split(" · ")[0] for name, _ in widget.first.options] == ["0", "2", "3", "1"]
+    assert (widget.first.value, widget.second.value) == (0, 3)
+
+
+def test_the_facts_of_a_branch_are_its_own() -> None:
+    trace = saved_trace()
+    root, kept, pruned = trace.rollouts
+    widget = explore(replace(trace, rollouts=(root, kept, replace(pruned, finished=False))))
+    widget.first.value, widget.second.value = 1, -1
+    assert "Trajectory 1: 3 tokens; reward 1 (correct);" in widget.describe()
+    assert "fusion psa; kept by the filter; γ_0 = 1, s_0 = 2." in widget.describe()
+    widget.first.value = 2
+    assert "Trajectory 2: 3 tokens, cut off;" in widget.describe()
+    assert "branch of 0 from token 1; fusion psa; pruned by the filter" in widget.describe()
 
 
 def test_two_trajectories_are_compared_where_they_part() -> None:
@@ -243,6 +281,7 @@ def test_two_trajectories_are_compared_where_they_part() -> None:
     assert re.search("Go</span><b>│</b>Split end|Go </span><b>│</b>Split", widget.details[0].value)
     widget.second.value = -1
     assert len(widget.strips.outputs) == 1 and widget.parting.value == ""
+    assert [detail.layout.display for detail in widget.details] == [None, "none"]
     widget.second.value = 0
     assert len(widget.strips.outputs) == 1  # not compared with itself
 
@@ -308,7 +347,12 @@ ALLOWED = {
 
 
 def test_hostile_text_is_shown_and_never_acts() -> None:
-    widget = explore(saved_trace(HOSTILE))
+    trace = saved_trace(HOSTILE)
+    rollouts = tuple(
+        replace(rollout, reason=HOSTILE[0], pieces=(HOSTILE[0], *rollout.pieces[1:]))
+        for rollout in trace.rollouts
+    )
+    widget = explore(replace(trace, rollouts=rollouts))
     for first in range(3):
         widget.first.value, widget.second.value = first, (first + 1) % 3
         for part in everything(widget.panel):
@@ -341,11 +385,12 @@ def test_each_control_of_an_answer_changes_it(reader: EntropyReader, part: str, 
     reader.way.value = "sample"
     reader.read.click()
     assert not reader.temperature.disabled and not reader.seed.disabled
-    before, control = data(reader), getattr(reader, part)
+    before, control, strip = data(reader), getattr(reader, part), reader.strip.outputs
+    assert "(sample at temperature 1, seed 0)" in reader.describe()
     first = control.value
     control.value = value
     reader.read.click()
-    assert data(reader) != before
+    assert data(reader) != before and reader.strip.outputs != strip
     control.value = first
     reader.way.value = "sample"
     reader.read.click()
@@ -353,8 +398,10 @@ def test_each_control_of_an_answer_changes_it(reader: EntropyReader, part: str, 
 
 
 def test_the_rivals_are_the_policys_own_distribution(policy: Policy, reader: EntropyReader) -> None:
+    reader.read.click()
     assert reader.trace is not None
     rollout = reader.trace.rollouts[0]
+    assert len(rollout) <= 12 and rollout.entropies[reader.token.value] == max(rollout.entropies)
     for t in (0, 3, len(rollout) - 1):
         reader.token.value = t
         ids = torch.tensor([[*reader.trace.prompt_ids, *rollout.ids[:t]]])
@@ -370,9 +417,30 @@ def test_a_problem_of_another_form_gets_the_parsers_hint(reader: EntropyReader) 
     reader.question.value = HOSTILE[1]
     reader.read.click()
     assert reader.note.text.startswith("Not a question of the bundled task")
+    assert reader.note.value.startswith('<span role="status">⚠ Not')
     assert "<script" not in reader.note.value and reader.trace is before
     assert not reader.read.disabled
     reader.question.value = first
+
+
+def test_a_button_rests_while_its_work_is_done(reader: EntropyReader) -> None:
+    reader.read.click()
+    seen: list[tuple[str, bool]] = []
+    reader.note.observe(lambda _: seen.append((reader.note.text, reader.read.disabled)), "value")
+    reader.read.click()
+    assert seen == [("The policy answers …", True), ("", True)] and not reader.read.disabled
+    with pytest.raises(RuntimeError, match="a bug"), reader.working(reader.read, ""):
+        raise RuntimeError("a bug")
+    assert not reader.read.disabled
+
+
+def test_an_answer_of_one_hostile_token_is_shown(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Policy, "pieces", lambda _, ids: (HOSTILE[0],) * len(ids))
+    widget = EntropyReader(policy, max_new_tokens=1)
+    assert "Token 0 is" in widget.top.value and "&lt;img" in widget.top.value
+    assert "<img" not in widget.top.value
 
 
 # --- heads and gamma ----------------------------------------------------------------------------
@@ -388,6 +456,30 @@ def test_each_control_of_the_heads_changes_the_grid(
     assert data(heads) != before
     control.value = first
     assert data(heads) == before
+
+
+def test_the_row_is_the_chosen_one_and_the_strength_the_latents_own(
+    policy: Policy, steering: Steering, heads: HeadExplorer
+) -> None:
+    constant = HeadExplorer(policy, replace(steering, strength=Strength(1.0, None)))
+    for s, same in ((0, True), (1, False), (heads.since.max, False)):
+        constant.since.value = heads.since.value = s
+        assert (data(constant) == data(heads)) == same
+        (piece,) = policy.pieces(heads._ids[heads._p + s - 1 : heads._p + s])
+        assert f"the row of token '{token_text(piece)}'" in heads.describe()
+    heads.since.value = 0
+    assert "without z from 0.00 to 0.00" in heads.describe()
+
+
+def test_the_head_below_is_the_one_of_the_grid(heads: HeadExplorer) -> None:
+    slots = heads._with[:, :, heads.since.value, 0]
+    first = heads.layer.value, heads.head.value
+    for layer, head in ((0, 1), (1, 0), (1, 3)):
+        heads.layer.value, heads.head.value = layer, head
+        assert f"Attention of layer {layer}, head {head}," in heads.describe()
+        shown = heads._detail.figure.data[0].y[0]
+        assert shown == pytest.approx(float(slots[layer, head]))
+    heads.layer.value, heads.head.value = first
 
 
 def test_without_strength_the_slot_is_empty(heads: HeadExplorer) -> None:
@@ -436,9 +528,10 @@ def test_a_fusion_without_slot_is_refused(policy: Policy) -> None:
 )
 def test_each_control_of_gamma_changes_the_curves(part: str, value: Any) -> None:
     widget = GammaDesigner()
-    before, said = data(widget), widget.describe()
+    before, said, shown = data(widget), widget.describe(), widget.curves.outputs
     getattr(widget, part).value = value
     assert data(widget) != before and widget.describe() != said
+    assert widget.curves.outputs != shown and widget.decay.disabled == widget.constant.value
 
 
 def test_the_share_is_the_sigmoid_of_lead_and_log_gamma() -> None:
@@ -446,6 +539,8 @@ def test_the_share_is_the_sigmoid_of_lead_and_log_gamma() -> None:
     widget.lead.value = 2.0
     gates = [1 / (1 + 2.718281828459045 ** -(2 - s / 8)) for s in range(9)]
     assert widget._share == pytest.approx(gates)
+    ends = f"{gates[0]:.2f} of the head at the fork, {gates[-1]:.2f} after 8 tokens."
+    assert ends in widget.describe()
     assert widget.view is not None
     assert list(widget.view.figure.data[0].y)[:2] == pytest.approx([1.0, 2.718281828459045**-0.125])
 
@@ -506,7 +601,8 @@ def test_stop_ends_after_the_step_and_a_new_dashboard_goes_on(tmp_path: Path) ->
     widget.bar.observe(lambda _: seen.set(), "value")
     widget.start.click()
     widget.start.click()  # does nothing while it runs
-    assert seen.wait(120) and widget.running
+    assert seen.wait(120) and widget.running and widget.note.text == "Running."
+    assert widget._thread is not None and widget._thread.daemon
     other = dashboard(tmp_path, steps=200)
     other.start.click()
     assert "still runs" in other.note.text and not other.running
@@ -518,6 +614,9 @@ def test_stop_ends_after_the_step_and_a_new_dashboard_goes_on(tmp_path: Path) ->
     other.start.click()
     assert other.wait(120) and len(other.history) == done + 1
     assert reward(other.history)[:done] == reward(widget.history)
+    widget.steps.value = 2
+    widget.start.click()  # the stop is over
+    assert widget.wait(120) and len(widget.history) == done + 3
 
 
 def test_closing_stops_the_run_and_leaves_no_thread(tmp_path: Path) -> None:
@@ -541,6 +640,47 @@ def test_an_error_of_the_run_is_one_sentence(
     assert widget.wait(60)
     assert widget.note.text.startswith("The training ended: ") and "\n" not in widget.note.text
     assert not widget.start.disabled and raised == []
+
+
+def test_of_an_error_of_many_lines_the_first_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError("No room is left.\nTrace 1\nTrace 2")
+
+    monkeypatch.setattr("i2b_lpo.train.train", fails)
+    widget = dashboard(tmp_path)
+    widget.start.click()
+    assert widget.wait(60) and widget.note.text == "The training ended: No room is left."
+
+
+def test_the_last_step_is_told_and_a_right_rollout_of_it_is_shown(tmp_path: Path) -> None:
+    trace = saved_trace()
+    rewarded = zip(trace.rollouts, (0.0, 1.0, 0.0), strict=True)
+    trace = replace(trace, rollouts=tuple(replace(r, reward=value) for r, value in rewarded))
+    widget = TrainingDashboard(
+        run_config(), tiny_policy(), load_task("shop"), output=tmp_path, keys=("entropy",)
+    )
+    metrics = {"step": 0.0, "reward": 0.25, "entropy": 1.5}
+    widget._seen(None, StepRecord([trace], torch.zeros(1, 3), torch.zeros(1, 3), metrics))  # type: ignore[arg-type]
+    assert "<b>step 0</b>: reward 0.250, entropy 1.50 nat" in widget.now.value
+    (shown,) = widget.rollout.outputs
+    assert "Entropy of rollout 1 (✓ correct)" in shown["data"]["text/plain"]
+    assert widget.view is not None and "1 of 4 steps done." in widget.describe()
+    assert "entropy" in widget.view.describe() and "reward" not in widget.view.describe()
+
+
+def test_the_branches_of_a_run_take_the_latents_they_are_given(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trained = tiny_policy(seed=3)
+    config = replace(run_config(steps=1), branch=BranchConfig(samples=1, fusion="psa"))
+    widget = TrainingDashboard(
+        config, trained, load_task("shop"), output=tmp_path, steering=new_steering(trained, d_z=2)
+    )
+    widget.start.click()
+    assert widget.wait(120) and widget.note.text == "Finished: 1 of 1 steps."
+    assert widget.record is not None
+    assert all(len(r.branch.z) == 2 for t in widget.record.traces for r in t.rollouts if r.branch)
 
 
 def test_a_run_that_a_stop_would_lose_is_refused(tmp_path: Path) -> None:
@@ -567,6 +707,22 @@ def test_each_control_has_a_label_and_a_help_text(widgets: list[Widget]) -> None
         ]  # fmt: skip
         assert len(controls) >= 4
         assert all(part.description and part.tooltip for part in controls)
+
+
+def test_each_label_names_what_its_control_sets(widgets: list[Widget]) -> None:
+    labels = {
+        "gamma": "γ_0", "decay": "s_0 (tokens)", "samples": "M, roots", "branches": "K, branches",
+        "rule": "Fork rule", "fusion": "Fusion", "seed": "Seed", "temperature": "Temperature",
+        "way": "Decoding", "token": "t, token", "latent": "z", "since": "s, tokens since",
+        "layer": "Layer", "head": "Head", "lead": "δ, slot's lead", "tokens": "tokens",
+        "constant": "constant γ", "start": "Start", "stop": "Stop", "steps": "Steps a press",
+        "first": "Trajectory", "second": "compare with",
+    }  # fmt: skip
+    found = {
+        name: {w.__dict__[name].description for w in widgets if name in w.__dict__}
+        for name in labels
+    }
+    assert found == {name: {label} for name, label in labels.items()}
 
 
 def test_each_has_its_words_and_its_figure_beside_the_live_panel(widgets: list[Widget]) -> None:

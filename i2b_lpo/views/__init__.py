@@ -23,6 +23,7 @@ from i2b_lpo.views.strip import entropy_strip
 from i2b_lpo.views.surrogate import surrogate
 from i2b_lpo.views.text import escape, visible
 from i2b_lpo.views.tree import branch_tree
+from i2b_lpo.views.words import next_word
 
 __all__ = [
     "STYLES",
@@ -43,6 +44,7 @@ __all__ = [
     "kl_bars",
     "latent_map",
     "memory_budget",
+    "next_word",
     "strategy_shares",
     "styles",
     "surrogate",

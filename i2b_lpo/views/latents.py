@@ -24,6 +24,7 @@ def latent_map(
     points: Sequence[Sequence[float]] | npt.NDArray[Any],
     labels: Sequence[str],
     *,
+    here: Sequence[float] | npt.NDArray[Any] | None = None,
     title: str = "Latents z, a point for each trajectory",
 ) -> View:
     """Latents on their first two principal axes, coloured and shaped by label.
@@ -35,6 +36,7 @@ def latent_map(
     Args:
         points: one latent a row, ``(n, d_z)`` with n ≥ 2 and d_z ≥ 2.
         labels: what each is coloured by, such as the strategy of its trajectory.
+        here: a latent to mark, ``(d_z,)``; axes and shares don't depend on it.
         title: above the figure; plain text.
 
     Raises:
@@ -42,6 +44,7 @@ def latent_map(
             label for each, or too many labels to tell apart.
     """
     z = _latents(points, labels)
+    marked = None if here is None else _marked(here, z.shape[1])
     looks = category_styles(labels)
     centred = z - z.mean(0)
     total = float(np.square(centred).sum())
@@ -52,13 +55,13 @@ def latent_map(
     place = (z if flat else centred) @ axes.T  # (n, 2)
     shares = [float(np.square(centred @ axis).sum()) / total for axis in axes]
     names = ["z<sub>1</sub>", "z<sub>2</sub>"] if flat else ["first axis", "second axis"]
-    found = np.array(list(labels), dtype=object)
     figure = go.Figure()
     between = 0.0
     said, table = [], []
     centres: list[tuple[str, Style, float, float]] = []
     for name, style in looks.items():
-        rows = np.flatnonzero(found == name)
+        # numpy's own comparison would drop a NUL at a label's end.
+        rows = np.flatnonzero([label == name for label in labels])
         between += len(rows) * float(np.square(centred[rows].mean(0)).sum()) / total
         mean = place[rows].mean(0)
         centres.append((name, style, float(mean[0]), float(mean[1])))
@@ -81,6 +84,12 @@ def latent_map(
         said.append(f"{name} {len(rows)}, mean ({', '.join(shown)})")
         table.append((name, str(len(rows)), *shown))
     means(figure, centres)
+    if marked is not None:
+        x, y = (marked if flat else marked - z.mean(0)) @ axes.T
+        _mark(figure, float(x), float(y))
+        shown = signed(float(x), 2), signed(float(y), 2)
+        said.append(f"z now at ({', '.join(shown)})")
+        table.append(("z now", "1", *shown))
     across, up = (
         f"{name} ({escape(percent(share, 0))} of the variance)"
         for name, share in zip(names, shares, strict=True)
@@ -116,6 +125,32 @@ def _latents(points: Sequence[Sequence[float]] | npt.NDArray[Any], labels: Seque
     if len(labels) != len(z):
         raise ValueError(f"{len(z)} latents need as many labels, got {len(labels)}.")
     return z
+
+
+def _marked(here: Sequence[float] | npt.NDArray[Any], d_z: int) -> Array:
+    z = np.asarray(here, dtype=np.float64)
+    if z.shape != (d_z,) or not np.isfinite(z).all():
+        raise ValueError(f"The latent to mark needs {d_z} finite numbers, got shape {z.shape}.")
+    return z
+
+
+def _mark(figure: go.Figure, x: float, y: float) -> None:
+    """A ring with a cross, which no label has; white below, so that it shows on any point."""
+    for colour, width in (("white", 7), (INK, 3)):
+        figure.add_scatter(
+            x=[x],
+            y=[y],
+            mode="markers",
+            name="z now",
+            marker={
+                "symbol": "circle-cross-open",
+                "size": 24,
+                "color": colour,
+                "line": {"color": colour, "width": width},
+            },
+            hoverinfo="skip",
+            showlegend=colour == INK,
+        )
 
 
 def _principal_axes(centred: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from i2b_lpo.views import markup
 from i2b_lpo.views.base import CONFIG, View
 from i2b_lpo.views.text import visible
 
-__all__ = ["Clickable", "Note", "Shown", "Widget", "control", "row"]
+__all__ = ["Clickable", "Note", "Shown", "Widget", "control", "row", "table"]
 
 
 class Widget(ABC):
@@ -89,6 +89,12 @@ def row(*children: Any) -> ipywidgets.Box:
     """Controls beside each other, below each other where there is no room."""
     layout = {"display": "flex", "flex_flow": "row wrap", "width": "100%"}
     return ipywidgets.Box(children, layout=layout)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of plain text, the first as header; JupyterLab alone sets no space between cells."""
+    apart = '<table style="border-collapse:separate;border-spacing:16px 0">'
+    return markup.table(rows).replace("<table>", apart)
 
 
 class Note(ipywidgets.HTML):  # type: ignore[misc]

@@ -11,7 +11,7 @@ from i2b_lpo.views import markup
 from i2b_lpo.views.base import View
 from i2b_lpo.views.strip import entropy_strip, token_text
 from i2b_lpo.views.text import number, visible
-from i2b_lpo.widgets.base import Shown, Widget, control, row
+from i2b_lpo.widgets.base import Shown, Widget, control, row, table
 
 if TYPE_CHECKING:
     from i2b_lpo.policy import Policy
@@ -126,7 +126,7 @@ class EntropyReader(Widget):
         self.entropy = float(token_entropy(logits))
         rows = [("token", "π"), *((piece, number(p, 3)) for piece, p in self.rivals)]
         self.top.value = (
-            f"<p>{markup.text(self._told())}</p>{markup.table([tuple(line) for line in rows])}"
+            f"<p>{markup.text(self._told())}</p>{table([tuple(line) for line in rows])}"
         )
 
     def _told(self) -> str:
