@@ -598,7 +598,7 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> N
 def test_stop_ends_after_the_step_and_a_new_dashboard_goes_on(tmp_path: Path) -> None:
     widget = dashboard(tmp_path, steps=200)
     seen = threading.Event()
-    widget.bar.observe(lambda _: seen.set(), "value")
+    widget.bar.observe(lambda change: seen.set() if change.new > 1 else None, "value")
     widget.start.click()
     widget.start.click()  # does nothing while it runs
     assert seen.wait(120) and widget.running and widget.note.text == "Running."
@@ -609,10 +609,13 @@ def test_stop_ends_after_the_step_and_a_new_dashboard_goes_on(tmp_path: Path) ->
     widget.stop.click()
     assert widget.wait(120)
     done = len(widget.history)
-    assert 1 <= done < 200 and f"Stopped after {done} of 200 steps, saved" in widget.note.text
+    assert 2 <= done < 200 and f"Stopped after {done} of 200 steps, saved" in widget.note.text
+    bars: list[int] = []
+    other.bar.observe(lambda change: bars.append(change.new), "value")
     other.steps.value = 1
     other.start.click()
     assert other.wait(120) and len(other.history) == done + 1
+    assert bars == [done, done + 1]  # what was done before is shown at once
     assert reward(other.history)[:done] == reward(widget.history)
     widget.steps.value = 2
     widget.start.click()  # the stop is over
