@@ -33,15 +33,15 @@ BETWEEN, PRIOR = "between two strategies", "draw from the prior"
 class LatentExplorer(Widget):
     """A latent z between two strategies or from the prior, and the word at the fork with it.
 
-    Between two, z = (1 − t) z_from + t z_to, where a strategy's z is the mean of its latents, the
-    large marker of the map. A click on the map, or `second`, chooses the strategy to go to; with
-    Shift, or `first`, the one to start from.
+    Between two, z = (1 − share) z_from + share z_to, where a strategy's z is the mean of its
+    latents, the large marker of the map. A click on the map, or `second`, chooses the strategy to
+    go to; with Shift, or `first`, the one to start from.
 
     Args:
         policy: whose words.
         steering: the policy's latents.
         latents: strategy → its latents, (n, d_z), or one of (d_z,); at least two strategies.
-        between: where t = 0 and t = 1 are at first; by default the first two strategies.
+        between: the strategies of share 0 and 1 at first; by default the first two strategies.
         question: the question's text.
         prefix: the answer up to the fork.
         words: what may be said there; by default the bundled task's strategies.
@@ -107,16 +107,16 @@ class LatentExplorer(Widget):
             value=self._steering.strength.gamma, continuous_update=False,
         )  # fmt: skip
         self.first = control(
-            ipywidgets.Dropdown, "from", "Strategy at t = 0; or Shift and click", options=names,
+            ipywidgets.Dropdown, "from", "Strategy at share 0; or Shift and click", options=names,
             value=first,
         )  # fmt: skip
         self.second = control(
-            ipywidgets.Dropdown, "to", "Strategy at t = 1; or click the map", options=names,
+            ipywidgets.Dropdown, "to", "Strategy at share 1; or click the map", options=names,
             value=second,
         )  # fmt: skip
         self.share = control(
-            ipywidgets.FloatSlider, "t, share of to", "z = (1 − t) z_from + t z_to", min=0, max=1,
-            step=0.05, value=0.5, continuous_update=False,
+            ipywidgets.FloatSlider, "share of to", "z = (1 − share) z_from + share z_to", min=0,
+            max=1, step=0.05, value=0.5, continuous_update=False,
         )  # fmt: skip
         says = "The same seed draws the same z"
         self.seed = control(ipywidgets.BoundedIntText, "Seed", says, max=10**6)
@@ -190,8 +190,9 @@ class LatentExplorer(Widget):
     def _told(self) -> str:
         if self.source.value == PRIOR:
             return f"draw {self.seed.value} of P(z|c)"
-        t, first, second = self.share.value, self.first.value, self.second.value
-        return f"{number(1 - t, 2)} {visible(first, 20)} + {number(t, 2)} {visible(second, 20)}"
+        share = self.share.value
+        parts = ((1 - share, self.first.value), (share, self.second.value))
+        return " + ".join(f"{number(part, 2)} {visible(name, 20)}" for part, name in parts)
 
     @property
     def view(self) -> View | None:
