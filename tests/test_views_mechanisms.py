@@ -434,6 +434,11 @@ def test_two_dimensions_are_drawn_as_they_are() -> None:
     assert view.describe().startswith("Mine: 40 in 2 dimensions (")
 
 
+def test_labels_that_differ_in_a_last_nul_are_two() -> None:
+    view = latent_map([[0, 1], [1, 0], [2, 2]], ["a", "a\0", "a\0"])
+    assert view.table is not None and [row[1] for row in view.table[1:]] == ["1", "2"]
+
+
 def test_the_map_tells_how_much_the_labels_explain() -> None:
     z, labels = blobs(5, 90)
     mean = z.mean(0)

@@ -399,6 +399,7 @@ def test_the_map_refuses_a_mark_it_cannot_place(here: Any) -> None:
         ({"a": 0.5}, {"b": 0.5}, "same words"),
         ({"a": -0.1}, {"a": 0.5}, "with z must be from 0 up"),
         ({"a": 0.1}, {"a": math.nan}, "without z must be from 0 up"),
+        ({"a": math.inf}, {"a": 0.1}, "with z must be from 0 up"),
         ({"a": 0.6, "b": 0.6}, {"a": 0.5, "b": 0.5}, "with z .* at most 1 in all"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
 
 import plotly.graph_objects as go
 
@@ -43,7 +42,7 @@ With z and without: Split 0.25, 1.00; Guess 0.75, 0.00; any other 0.00, 0.00.
     bars = {}
     for name, chances in (("with z", with_z), ("without z", without_z)):
         values = [float(chances[word]) for word in words]
-        if not all(isfinite(p) and p >= 0 for p in values) or sum(values) > 1 + SLACK:
+        if not all(p >= 0 for p in values) or sum(values) > 1 + SLACK:
             raise ValueError(f"Probabilities {name} must be from 0 up and at most 1 in all.")
         bars[name] = [*values, max(0.0, 1 - sum(values))]
     figure = go.Figure()
