@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -196,6 +197,18 @@ def test_constraints_cover_everything_that_gets_installed() -> None:
             if here and not cuda:
                 todo.append(child)
     assert missing == set()
+
+
+def test_constraints_fit_the_oldest_python_there_is_a_promise_for() -> None:
+    # Debian 12 has 3.11.2: a pin that wants 3.11.5 leaves its users with a resolver's riddle.
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    wants = {
+        found.name: found.metadata["Requires-Python"] or ""
+        for found in importlib.metadata.distributions()
+        if canonicalize_name(found.name) in pins()
+    }
+    assert len(wants) > 100
+    assert [n for n, versions in wants.items() if oldest not in SpecifierSet(versions)] == []
 
 
 def test_make_installs_the_pinned_torch_and_asks_for_the_same_python() -> None:
