@@ -50,8 +50,8 @@ mathjax2_config = {
 }
 
 
-def _attached(app: Any, name: str, source: list[str]) -> None:
-    """Pictures attached to a cell become part of its text, as myst-nb knows no attachments."""
+def _pictures(app: Any, name: str, source: list[str]) -> None:
+    """What myst-nb leaves out: pictures attached to a cell, and the words of those it put out."""
     if not source[0].startswith("{"):
         return
     notebook = json.loads(source[0])
@@ -61,9 +61,12 @@ def _attached(app: Any, name: str, source: list[str]) -> None:
             picture = f"data:{kind};base64,{''.join(data)}"
             text = "".join(cell["source"])
             cell["source"] = text.replace(f"attachment:{file}", picture)
+        for output in cell.get("outputs", []):
+            if words := output.get("metadata", {}).get("image/png", {}).get("alt"):
+                cell["metadata"]["mystnb"] = {"image": {"alt": words}}
     source[0] = json.dumps(notebook)
 
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
-    app.connect("source-read", _attached)
+    app.connect("source-read", _pictures)

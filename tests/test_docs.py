@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,3 +43,14 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     found = {m[0] for page in site.rglob("*.html") for m in loads.finditer(page.read_text("utf-8"))}
     assert found == set()
     assert (site / "_static" / "MathJax.js").is_file()
+
+
+def test_every_picture_of_a_notebook_has_its_words(site: Path) -> None:
+    for source in [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("tutorials/solutions/*.ipynb")]:
+        page = (site / source.relative_to(ROOT)).with_suffix(".html").read_text("utf-8")
+        shown = re.findall(r'<img [^>]*?alt="([^"]*)"[^>]*src="[^"]*_images/', page)
+        cells = json.loads(source.read_text("utf-8"))["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        drawn = [o["metadata"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
+        words = Counter(picture["alt"] for picture in drawn)
+        assert words - Counter(map(html.unescape, shown)) == Counter(), source
