@@ -215,10 +215,10 @@ class Notebook:
         self.page.mouse.up()
 
     def sizes(self) -> Any:
-        """Width and height of every figure of the notebook."""
+        """Width and height of every figure of the notebook, and the width there is for it."""
         return self.page.evaluate(
-            """() => [...document.querySelectorAll('.js-plotly-plot')]
-                 .map(plot => [plot._fullLayout.width, plot._fullLayout.height])"""
+            """() => [...document.querySelectorAll('.js-plotly-plot')].map(plot =>
+                 [plot._fullLayout.width, plot._fullLayout.height, plot.clientWidth])"""
         )
 
     def resize(self, width: int, height: int) -> None:
@@ -226,7 +226,9 @@ class Notebook:
         self.page.wait_for_timeout(1000)
 
     def end(self) -> None:
-        """Figures must follow the window and the console tell no error; keep pictures."""
+        """Figures must fill and follow the window, the console tell no error; keep pictures."""
+        narrow = [figure for figure in self.sizes() if abs(figure[0] - figure[2]) > 2]
+        assert narrow == [], f"width, height and room of figures that leave some: {narrow}"
         PICTURES.mkdir(exist_ok=True)
         heights = []
         for width, height in ((1280, 900), (1920, 1080)):

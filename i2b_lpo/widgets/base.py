@@ -147,7 +147,8 @@ class Clickable(ipywidgets.Box):  # type: ignore[misc]
         """Put this view in the place of what was there."""
         figure = go.FigureWidget(view.figure)
         figure._config = figure._config | CONFIG | {"responsive": True}
-        figure.layout.autosize = True
+        # Plotly draws before the page has room for it, 700 px wide; told again, it takes all.
+        figure.observe(lambda _: figure.update_layout(autosize=True), "_view_count")
         for trace in figure.data:
             if trace.hoverinfo != "skip":
                 trace.on_click(self._clicked)
