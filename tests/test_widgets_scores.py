@@ -24,7 +24,7 @@ from i2b_lpo.ib import ESTIMATORS, Evidence
 from i2b_lpo.policy import Policy
 from i2b_lpo.scoring import filter_traces, gather_evidence, score_traces
 from i2b_lpo.tasks import load_task
-from i2b_lpo.trace import Branch, Score, Trace
+from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace
 from i2b_lpo.widgets import GroupDesigner, ScoreDesigner, Widget
 
 START = IBConfig(beta_ib=0.7, cost_weight=1.25, clip_nats=3.0, keep=1)
@@ -216,6 +216,16 @@ def test_what_does_not_belong_to_the_trees_is_refused(policy: Policy, trees: lis
 # --- group designer -----------------------------------------------------------------------------
 
 
+def group(samples: int = 8, longest: int = 160) -> Trace:
+    """Rollouts whose lengths rise in equal steps, every second one right."""
+    rollouts = []
+    for i in range(samples):
+        n = longest * (i + 1) // samples
+        zeros = (0.0,) * n
+        rollouts.append(Rollout((0,) * n, ("·",) * n, zeros, zeros, zeros, "", True, (i + 1) % 2))
+    return Trace(Question("made up", "", ""), (0,), tuple(rollouts))
+
+
 def by_hand(rewards: Sequence[float], scale: str) -> list[float]:
     mean = statistics.fmean(rewards)
     std = 1 if scale == "none" else statistics.stdev(rewards) + 1e-4
@@ -224,7 +234,7 @@ def by_hand(rewards: Sequence[float], scale: str) -> list[float]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_advantages_weights_and_loss_are_those_of_the_variant(variant: str) -> None:
-    widget = GroupDesigner(max_new_tokens=80)  # 10, 20, … 80 tokens
+    widget = GroupDesigner(group(longest=80), max_new_tokens=80)  # 10, 20, … 80 tokens
     widget.variant.value = variant
     for box, right in zip(widget.rewards, (1, 1, 0, 0, 0, 0, 1, 0), strict=True):
         box.value = bool(right)
@@ -252,7 +262,7 @@ def test_advantages_weights_and_loss_are_those_of_the_variant(variant: str) -> N
 @pytest.mark.parametrize("right", [True, False])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_uniform_group_teaches_nothing_but_length(variant: str, right: bool) -> None:
-    widget = GroupDesigner(samples=4)
+    widget = GroupDesigner(group(4))
     widget.variant.value = variant
     for box in widget.rewards:
         box.value = right
@@ -269,7 +279,7 @@ def test_a_uniform_group_teaches_nothing_but_length(variant: str, right: bool) -
 
 
 def test_each_tick_changes_the_bars_and_back() -> None:
-    widget = GroupDesigner()
+    widget = GroupDesigner(group())
     before, said = data(widget), widget.describe()
     for at, box in enumerate(widget.rewards):
         box.value = not box.value
@@ -294,7 +304,7 @@ def test_a_trace_is_where_it_begins_and_a_prefix_counts_once() -> None:
     assert widget.weights == pytest.approx([1 / 9, 1 / 6, 1 / 6])
     assert trace.rollouts[0].reward == 0  # the given one isn't touched
     with pytest.raises(ValueError, match="compares the answers of one group"):
-        GroupDesigner(samples=1)
+        GroupDesigner(group(1))
 
 
 # --- both ---------------------------------------------------------------------------------------
@@ -302,7 +312,7 @@ def test_a_trace_is_where_it_begins_and_a_prefix_counts_once() -> None:
 
 @pytest.fixture
 def widgets(policy: Policy, trees: list[Trace]) -> list[Widget]:
-    return [designer(policy, trees, START), GroupDesigner()]
+    return [designer(policy, trees, START), GroupDesigner(group())]
 
 
 def test_controls_have_labels_and_the_cell_has_words(widgets: list[Widget]) -> None:

@@ -25,7 +25,9 @@ OUTCOMES = {1.0: "correct", 0.0: "wrong"}
 Group = tuple[str, Style, list[tuple[Rollout, Score]]]
 
 
-def ib_scatter(traces: Sequence[Trace], *, kinds: Sequence[Sequence[str]] = ()) -> View:
+def ib_scatter(
+    traces: Sequence[Trace], *, kinds: Sequence[Sequence[str]] = (), roots: bool = True
+) -> View:
     """Scored trajectories by the two parts of S_IB: the cost across, the answer's part up.
 
     On a dotted line S_IB is the same; up and to the left is better. A pruned trajectory is open, a
@@ -34,6 +36,7 @@ def ib_scatter(traces: Sequence[Trace], *, kinds: Sequence[Sequence[str]] = ()) 
     Args:
         traces: trees with scores; a trajectory without one is left out, and counted in the words.
         kinds: for each trace the kind of each of its trajectories; by default it is the reward.
+        roots: whether roots are drawn; no filter acts on them.
 
     Raises:
         ValueError: nothing is scored, a score isn't finite, or the kinds don't fit the traces.
@@ -42,11 +45,8 @@ def ib_scatter(traces: Sequence[Trace], *, kinds: Sequence[Sequence[str]] = ()) 
         raise ValueError("Give a kind for each trajectory of each trace, or no kinds at all.")
     rollouts = [rollout for trace in traces for rollout in trace.rollouts]
     names = [name for row in kinds for name in row] if kinds else list(map(_outcome, rollouts))
-    scored = [
-        (name, rollout, rollout.score)
-        for name, rollout in zip(names, rollouts, strict=True)
-        if rollout.score is not None
-    ]
+    drawn = [each for each in zip(names, rollouts, strict=True) if roots or each[1].branch]
+    scored = [(name, rollout, rollout.score) for name, rollout in drawn if rollout.score]
     if not scored:
         raise ValueError("No trajectory is scored; score the traces first (scoring.score_traces).")
     if not all(isfinite(part) for *_, s in scored for part in (s.answer, s.cost, s.value)):
@@ -99,11 +99,12 @@ def ib_scatter(traces: Sequence[Trace], *, kinds: Sequence[Sequence[str]] = ()) 
         said.append(words + f", {kept} kept" * pruned)
         shown = tuple(signed(part, 3) for part in (value, answer, cost))
         table.append((name, str(len(members)), *shown, str(kept)))
-    without = len(rollouts) - len(scored)
+    without, left_out = len(drawn) - len(scored), len(rollouts) - len(drawn)
     return View(
         figure,
         f"S_IB of {len(scored)} trajectories by its parts, answer − cost: {'; '.join(said)}"
         + f"; {without} not scored" * bool(without)
+        + f"; {left_out} roots left out" * bool(left_out)
         + ".",
         (("kind", "trajectories", "S_IB", "answer", "cost", "kept"), *table),
     )

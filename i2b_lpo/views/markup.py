@@ -58,16 +58,17 @@ def text(value: str) -> str:
     return html.escape("\n".join(map(visible, value.split("\n"))), quote=True)
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of plain text as a table, the first as its header."""
+def table(rows: Sequence[Sequence[str]], *, style: str = "") -> str:
+    """Rows of plain text as a table, the first as its header; `style` is CSS of the table."""
     if not rows:
         return ""
+    styled = f' style="{style}"' if style else ""
     head = "".join(f'<th scope="col">{text(cell)}</th>' for cell in rows[0])
     body = "".join(
         "<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>\n" for row in rows[1:]
     )
     return (
-        f'<div class="scroll" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f'<div class="scroll" tabindex="0"><table{styled}>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}</tbody>\n</table></div>"
     )
 

@@ -93,8 +93,7 @@ def row(*children: Any) -> ipywidgets.Box:
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of plain text, the first as header; JupyterLab alone sets no space between cells."""
-    apart = '<table style="border-collapse:separate;border-spacing:16px 0">'
-    return markup.table(rows).replace("<table>", apart)
+    return markup.table(rows, style="border-collapse:separate;border-spacing:16px 0")
 
 
 class Note(ipywidgets.HTML):  # type: ignore[misc]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from i2b_lpo.config import GRPOConfig, RolloutConfig, RunConfig
-from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.views import markup
 from i2b_lpo.views.base import View
 from i2b_lpo.views.group import group_advantages, reward_sign
@@ -17,6 +16,8 @@ from i2b_lpo.widgets.base import Shown, Widget, control, row, table
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from i2b_lpo.trace import Trace
 
 __all__ = ["GroupDesigner"]
 
@@ -28,9 +29,7 @@ class GroupDesigner(Widget):
     same at A = 1: :math:`m_{it} / (D n_i)` (METHOD §6).
 
     Args:
-        trace: the group to begin with; by default one is made up, its lengths in equal steps up to
-            the limit, every second rollout right.
-        samples: G of a group that is made up.
+        trace: the group to begin with.
         max_new_tokens: L, length limit of a rollout.
 
     Attributes:
@@ -44,13 +43,11 @@ class GroupDesigner(Widget):
         ValueError: the group has fewer than two rollouts.
     """
 
-    def __init__(
-        self, trace: Trace | None = None, *, samples: int = 8, max_new_tokens: int = 160
-    ) -> None:
+    def __init__(self, trace: Trace, *, max_new_tokens: int = 160) -> None:
         from i2b_lpo.grpo import VARIANTS
 
         super().__init__()
-        self.trace, self._limit = trace or _made_up(samples, max_new_tokens), max_new_tokens
+        self.trace, self._limit = trace, max_new_tokens
         self.variant = control(
             ipywidgets.Dropdown, "Variant", "Advantages, penalty and denominator of the loss",
             options=list(VARIANTS),
@@ -65,11 +62,7 @@ class GroupDesigner(Widget):
         self.told, self.bars, self.table = ipywidgets.HTML(), Shown(), ipywidgets.HTML()
         for part in (self.variant, *self.rewards):
             part.observe(self._draw, "value")
-        self.panel.children = [
-            self.variant,
-            row(*self.rewards),
-            *(self.told, self.bars, self.table),
-        ]
+        self.panel.children = [self.variant, row(*self.rewards), self.told, self.bars, self.table]
         self._draw()
 
     def _draw(self, change: Any = None) -> None:
@@ -168,12 +161,3 @@ class GroupDesigner(Widget):
             f"Group designer, {self.variant.value}: {self._words()} {self._view.describe()} Weight "
             f"of a token and push on it: {numbers}."
         )
-
-
-def _made_up(samples: int, longest: int) -> Trace:
-    rollouts = []
-    for i in range(samples):
-        n = max(1, longest * (i + 1) // samples)
-        zeros = (0.0,) * n
-        rollouts.append(Rollout((0,) * n, ("·",) * n, zeros, zeros, zeros, "", True, (i + 1) % 2))
-    return Trace(Question("made up", "", ""), (0,), tuple(rollouts))

@@ -131,9 +131,7 @@ class ScoreDesigner(Widget):
                 )
         said = f'<p role="status">{markup.text(self._told)}</p>'
         self.comparison.value = said + table(rows)
-        view = ib_scatter([_branches_alone(trace) for trace in self.traces])
-        told = view.description.replace("not scored", "roots left out")
-        self._view = replace(view, description=told)
+        self._view = ib_scatter(self.traces, roots=False)
         self.scatter.show(self._view)
         self._draw_tree()
 
@@ -206,11 +204,6 @@ def _shuffled(traces: Sequence[Trace], rng: random.Random) -> list[Trace]:
 def _with_scores(trace: Trace, scores: Sequence[Score | None]) -> Trace:
     pairs = zip(trace.rollouts, scores, strict=True)
     return replace(trace, rollouts=tuple(replace(rollout, score=s) for rollout, s in pairs))
-
-
-def _branches_alone(trace: Trace) -> Trace:
-    """Roots without a score: no filter acts on them."""
-    return _with_scores(trace, [r.score if r.branch else None for r in trace.rollouts])
 
 
 def _kept(traces: Sequence[Trace], settings: IBConfig) -> tuple[int, int, float]:
