@@ -70,7 +70,7 @@ def main() -> None:
         load_policy(arguments.policy),
         load_task("shop"),
     )
-    config = LatentConfig(source=source.name)
+    config = LatentConfig(policy=policy.name, source=source.name)
     examples, tokens = collect(source, task, config)
     steering = train_latents(policy, examples, config)
     minutes = (time.perf_counter() - begin) / 60

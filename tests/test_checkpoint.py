@@ -38,6 +38,8 @@ from i2b_lpo.config import (
 )
 from i2b_lpo.interrupt import Interrupted
 from i2b_lpo.policy import Policy
+from i2b_lpo.sections import flat
+from i2b_lpo.settings import read_run
 from i2b_lpo.steering import Steering, new_steering
 from i2b_lpo.trace import Question
 from i2b_lpo.train import StepRecord, train
@@ -471,7 +473,8 @@ def test_other_settings_are_refused_by_name(finished: Path) -> None:
 
 
 def test_fewer_steps_than_were_done_are_refused(finished: Path) -> None:
-    refused(finished, "has done 4 steps, more than steps=3", replace(WHOLE, steps=3))
+    hint = "has done 4 steps, more than the 3 asked for; give --steps 4 or more"
+    refused(finished, hint, replace(WHOLE, steps=3))
 
 
 def test_another_task_is_refused(finished: Path) -> None:
@@ -505,7 +508,7 @@ def test_weights_of_another_size_are_refused(tmp_path: Path, finished: Path) -> 
     checkpoint = newest_checkpoint(finished)
     assert checkpoint is not None
     learner = build_learner(tiny_policy(intermediate_size=32), GRPO)
-    other = replace(checkpoint, manifest={**checkpoint.manifest, "config": GRPO.to_json()})
+    other = replace(checkpoint, manifest={**checkpoint.manifest, "config": flat(GRPO)})
     other.manifest["sums"] = i2b_lpo.checkpoint._identity(learner, FakeTask(), 4)["sums"]
     with pytest.raises(ValueError, match="other names or sizes than tiny qwen3"):
         restore(learner, FakeTask(), other)
@@ -521,7 +524,7 @@ def test_more_steps_and_other_saves_are_welcome_and_other_memory_is_said(
         longer = replace(WHOLE, steps=5, checkpoint=CheckpointConfig(every=5, keep=1))
         go(longer, tmp_path / "run", log, resume=True)
     assert set(steps(log)) == {*"01234", "end"}
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 5
+    assert read_run(tmp_path / "run").steps == 5
     less = replace(longer, steps=6, grpo=replace(WHOLE.grpo, micro_tokens=50))
     with pytest.warns(UserWarning, match=r"not bit for bit .*grpo.micro_tokens 100 → 50"):
         go(less, tmp_path / "run", log, resume=True)
