@@ -1,7 +1,7 @@
 """Train the latents of the bundled policies and write their cards.
 
-    python scripts/make_latents.py tiny-base     # 8 minutes on one core
-    python scripts/make_latents.py tiny-grpo     # 8 minutes on one core
+    python scripts/make_latents.py tiny-base     # 6 minutes on one core
+    python scripts/make_latents.py tiny-grpo     # 6 minutes on one core
 
 Both learn from the rollouts of the base policy; each is decoded by its own policy, frozen.
 """

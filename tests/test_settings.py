@@ -656,3 +656,19 @@ def test_the_tour_starts_from_the_preset() -> None:
     expected = tiny.with_method("i2b-lpo")
     branch = replace(expected.branch, latents="mine")
     assert replace(ours, checkpoint=tiny.checkpoint) == replace(expected, branch=branch)
+
+
+def test_help_tells_the_minutes_that_were_measured(capsys: Capture) -> None:
+    readme = (PACKAGE.parent / "README.md").read_text("utf-8")
+    assert run("--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for command, measured in {
+        "tour": r"`make tour` .*\| ([0-9]+) min",
+        "train-latents": r"i2b-lpo train-latents .*# ([0-9]+) minutes",
+        "pretrain": r"i2b-lpo pretrain .*, ([0-9]+) minutes:",
+    }.items():
+        said, found = (
+            re.search(rf" {command} [^()]*\(([0-9]+) min", shown),
+            re.search(measured, readme),
+        )
+        assert said and found and said[1] == found[1], command

@@ -547,3 +547,14 @@ def test_an_unreachable_hub_gives_one_sentence(name: str) -> None:
     assert "--data DIR (path= in Python)" in message
     assert "\n" not in message
     assert next(iter(BENCHMARKS[name].values())).hub in message
+
+
+def test_an_extension_in_capitals_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "Q.JSONL", *pairs(12))
+    expected = load_task(str(tmp_path / "Q.JSONL"))
+    assert len(all_of(expected)) == 12
+    (tmp_path / "Q.JSON").write_text(json.dumps(pairs(12)), encoding="utf-8")
+    assert all_of(load_task(str(tmp_path / "Q.JSON"))) == all_of(expected)
+    local = [{"problem": f"p{i}", "answer": str(i)} for i in range(3)]
+    write(tmp_path / "TEST.JSONL", *local)
+    assert len(all_of(load_task("aime24", path=tmp_path))) == 3
