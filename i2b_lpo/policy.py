@@ -121,7 +121,8 @@ class Policy:
                 raise ValueError(
                     f"The prompt of question {question.id} has {len(prompt)} tokens; with "
                     f"{max_new_tokens} new ones it exceeds the {room} positions of {self.name}; "
-                    "shorten one of them, or leave such questions out with max_prompt_tokens."
+                    "shorten one of them, or leave such questions out with "
+                    "--set rollout.max_prompt_tokens=N."
                 )
         return prompts
 

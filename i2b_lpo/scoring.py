@@ -28,6 +28,7 @@ from i2b_lpo.grpo import advantages
 from i2b_lpo.ib import ESTIMATORS, Evidence, reference_length
 from i2b_lpo.logprobs import policy_logprobs
 from i2b_lpo.memory import halving, one_pass
+from i2b_lpo.names import check_names
 from i2b_lpo.padding import mark, micro_batches, right_pad
 from i2b_lpo.policy import Policy
 from i2b_lpo.trace import Question, Rollout, Trace
@@ -35,21 +36,12 @@ from i2b_lpo.verify import extract_boxed
 
 __all__ = [
     "answer_logprobs",
-    "check_names",
     "conditioned_entropies",
     "filter_traces",
     "gather_evidence",
     "reasoning_ids",
     "score_traces",
 ]
-
-
-def check_names(settings: IBConfig) -> None:
-    """Refuse an estimator or a filter that doesn't exist; ValueError lists those that do."""
-    for name, table in (("estimator", ESTIMATORS), ("filter", FILTERS)):
-        value = getattr(settings, name)
-        if value not in table and (name, value) != ("estimator", "none"):
-            raise ValueError(f"Unknown ib.{name} {value!r}; choose one of {', '.join(table)}.")
 
 
 def reasoning_ids(policy: Policy, rollout: Rollout) -> tuple[int, ...]:

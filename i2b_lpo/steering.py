@@ -5,7 +5,9 @@ From a prefix to what a branch is injected with: embed c → prior P(z|c) → K 
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from i2b_lpo.config import LatentConfig, RunConfig, SampleConfig
 from i2b_lpo.inject import shape_of
 from i2b_lpo.latent import SAMPLERS, Gaussian, LatentModel, masked_mean
 from i2b_lpo.padding import mark, micro_batches, right_pad
@@ -180,8 +183,35 @@ def save_steering(steering: Steering, folder: str | Path) -> None:
         (new / SETTINGS).write_text(text, encoding="utf-8")
 
 
-def load_steering(policy: Policy, where: str | Path | None = None) -> Steering:
+def _making(policy: Policy, run: RunConfig | SampleConfig | None, folder: Path) -> str:
+    """The command that makes the latents which a run lacks, pasteable."""
+    wanted = LatentConfig(device=policy.device.type)
+    sets = {}
+    if run is not None:
+        wanted = dataclasses.replace(wanted, task=run.task, data=run.data)
+        sets = {name: getattr(run.rollout, name) for name in ("temperature", "max_new_tokens")}
+    words = ["--policy", policy.name]
+    for name in ("task", "data", "device"):
+        if getattr(wanted, name) != getattr(LatentConfig, name):
+            words += [f"--{name}", getattr(wanted, name)]
+    for name, value in sets.items():
+        if value != getattr(LatentConfig, name):
+            words += ["--set", f"{name}={value}"]
+    return shlex.join(["i2b-lpo", "train-latents", *words, "--output", str(folder)])
+
+
+def load_steering(
+    policy: Policy,
+    where: str | Path | None = None,
+    *,
+    run: RunConfig | SampleConfig | None = None,
+) -> Steering:
     """Load the steering of `policy`: its bundled one, or a folder of `i2b-lpo train-latents`.
+
+    Args:
+        policy: what they were trained for.
+        where: the folder; default the policy's own.
+        run: the settings of what needs them, for the command that makes them.
 
     Raises:
         ValueError: there is none (the message holds the command that makes it), it is damaged or
@@ -193,10 +223,10 @@ def load_steering(policy: Policy, where: str | Path | None = None) -> Steering:
         check_sums(folder, bundled=True)
     else:
         folder = Path(where or f"{policy.name.replace('/', '--')}-latents").expanduser()
+    command = redact(_making(policy, run, folder))
     if not (folder / SETTINGS).is_file():
         raise ValueError(
-            f"There are no latents for {policy.name} in {folder}; make them with: "
-            f"i2b-lpo train-latents --policy {policy.name} --output {folder}"
+            f"There are no latents for {policy.name} in {folder}; make them with: {command}"
         )
     try:
         if not bundled:
@@ -221,5 +251,5 @@ def load_steering(policy: Policy, where: str | Path | None = None) -> Steering:
         first, *_ = str(error).splitlines()
         raise ValueError(
             f"The latents in {folder} don't fit {policy.name} or are damaged ({first}); make them "
-            f"again with: i2b-lpo train-latents --policy {policy.name} --output {folder}"
+            f"again with: {command}"
         ) from error

@@ -29,12 +29,13 @@ from tqdm.auto import tqdm as progress_bar
 from transformers.utils import logging
 
 import i2b_lpo
-from i2b_lpo.config import CheckpointConfig, RunConfig, preset
+from i2b_lpo.config import RunConfig, TourConfig
 from i2b_lpo.decode import Sampling
 from i2b_lpo.evaluate import Evaluation, evaluate
 from i2b_lpo.metrics import Interval, paired_differences
 from i2b_lpo.policy import Policy, load_policy
 from i2b_lpo.report import NAMES, Run, tour_page
+from i2b_lpo.settings import options, refuse_old, write_run
 from i2b_lpo.steering import load_steering
 from i2b_lpo.tasks import load_task
 from i2b_lpo.trace import Trace, read_traces, write_traces
@@ -64,7 +65,7 @@ GRACE = 5.0  # seconds that a process gets to end before it is killed
 Records = list[dict[str, float]]
 
 
-def tour(output: Path, *, seed: int = 0, steps: int | None = None) -> Path:
+def tour(output: Path, settings: TourConfig | None = None) -> Path:
     """Run the tour and return its page; the files of an earlier tour in `output` are replaced.
 
     Raises:
@@ -72,18 +73,18 @@ def tour(output: Path, *, seed: int = 0, steps: int | None = None) -> Path:
         ChildProcessError: one of the trainings failed; names it and says why. The other was ended.
     """
     begin = time.perf_counter()
-    settings = replace(preset("tiny"), seed=seed)
-    if steps is not None:
-        settings = replace(settings, steps=steps)
-    # Checkpoints would weigh more than the few minutes they save.
-    unsaved = CheckpointConfig(every=0)
-    configs = {n: replace(settings.with_method(m), checkpoint=unsaved) for n, m in FOLDERS.items()}
-    task = load_task(settings.task)
+    settings = settings or TourConfig()
+    for folder in FOLDERS.values():
+        refuse_old(output / folder)
+    configs = {name: settings.run(method) for name, method in FOLDERS.items()}
+    task = load_task(configs[TRAINED[0]].task)
     policy = load_policy(settings.policy)
     # The training loads them itself; here it is only to refuse before any work is done.
-    latents = load_steering(policy, configs[TRAINED[-1]].branch.latents or None).card
+    ours = configs[TRAINED[-1]]
+    latents = load_steering(policy, settings.latents or None, run=ours).card
     questions = task.questions("validation", settings.evaluation.questions, seed=0)
-    sampling = Sampling(settings.rollout.max_new_tokens, settings.rollout.temperature)
+    drawn = settings.rollout
+    sampling = Sampling(drawn.max_new_tokens, drawn.temperature, drawn.top_p)
 
     def measured(what: Policy, folder: Path, name: str) -> tuple[Evaluation, list[Trace]]:
         result, traces = evaluate(
@@ -101,6 +102,7 @@ def tour(output: Path, *, seed: int = 0, steps: int | None = None) -> Path:
         return result, traces
 
     before, traces_before = measured(policy, output, "before")
+    write_run(settings, output, "tour")
     print(_forks(traces_before[0]))
     records = train_side_by_side(configs, output)
     evaluations, runs = {BASE: before}, {}
@@ -125,7 +127,7 @@ def tour(output: Path, *, seed: int = 0, steps: int | None = None) -> Path:
         environment=_environment(time.perf_counter() - begin),
         latents=latents,
         labeller=task.label,
-        command=f"i2b-lpo tour --seed {seed} --steps {settings.steps}",
+        command=" ".join(["i2b-lpo tour", *options(settings, TourConfig())]),
     )
 
 

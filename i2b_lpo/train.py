@@ -39,10 +39,12 @@ from i2b_lpo.grpo import advantages, informative_groups, overlong_penalty
 from i2b_lpo.interrupt import Interrupted, Signals
 from i2b_lpo.memory import lowering
 from i2b_lpo.metrics import rep_n
+from i2b_lpo.names import check_names
 from i2b_lpo.policy import Policy, save_policy
 from i2b_lpo.rollout import Reward
 from i2b_lpo.samples import samples_of
-from i2b_lpo.scoring import check_names, filter_traces, score_traces
+from i2b_lpo.scoring import filter_traces, score_traces
+from i2b_lpo.settings import RUN, refuse_old, write_run
 from i2b_lpo.sharding import gathered, launcher_gone, together, unsharded
 from i2b_lpo.steering import Steering, load_steering
 from i2b_lpo.storage import write_text
@@ -51,8 +53,6 @@ from i2b_lpo.trace import Trace
 from i2b_lpo.update import Learner, build_learner, update, variant_of
 
 __all__ = ["StepRecord", "reward_table", "score", "select", "train", "train_step"]
-
-CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,10 @@ def _train_step(
     questions = task.batch(step, config.questions, seed=config.seed)[rank::ranks]
     settings = config.rollout
     learner.policy.model.eval()
-    tight = f"while decoding {settings.batch} rows at a time; lower rollout.batch."
+    tight = (
+        f"while decoding {settings.batch} rows at a time; try --set "
+        f"rollout.batch={max(1, settings.batch // 2)}."
+    )
     with together(accelerator), unsharded(learner.scorer):
         with lowering(tight), accelerator.autocast():  # the precision of the update's passes
             traces = grow_trees(
@@ -244,9 +247,9 @@ def train(
         task: where the questions come from.
         steering: the latents of branches with z; default those that `config` names.
         reward: your own reward of a text, in place of the verifier's 1 or 0.
-        output: folder for `config.json`, `metrics.jsonl` (one line a step), `checkpoints/` and at
-            the end the policy as a Hugging Face folder `policy/`. With checkpoints, Ctrl-C and
-            SIGTERM end the run after its current step, saved.
+        output: folder for `run.toml` (the settings, which repeat it), `metrics.jsonl` (one line a
+            step), `checkpoints/` and at the end the policy as a Hugging Face folder `policy/`.
+            With checkpoints, Ctrl-C and SIGTERM end the run after its current step, saved.
         resume: go on from the newest checkpoint in `output`; on a CPU bit for bit as if the run
             had never stopped.
         on_step: sees each step's whole record.
@@ -259,11 +262,14 @@ def train(
             given, or it holds another run than this one.
         Interrupted: a signal ended the run; it is a KeyboardInterrupt.
     """
-    check_names(config.ib)
+    check_names(config)
     if resume and output is None:
-        raise ValueError("resume goes on with the run in output=; name its folder.")
+        raise ValueError(
+            "--resume goes on with the run in --output (in Python: resume=, output=); name its "
+            "folder."
+        )
     if steering is None and config.branch.samples and config.branch.fusion != "none":
-        steering = load_steering(policy, config.branch.latents or None)
+        steering = load_steering(policy, config.branch.latents or None, run=config)
     task = without_long_prompts(
         task,
         lambda question: len(policy.prompt_ids(question.text)),
@@ -313,22 +319,28 @@ def train(
 def _begin(learner: Learner, task: Task, output: Path, resume: bool) -> list[dict[str, float]]:
     """Open the folder of a run; returns the metrics of the steps already done."""
     config, accelerator = learner.config, learner.accelerator
-    found = newest_checkpoint(output) if resume else None
-    if resume and not (output / CONFIG).is_file():
-        raise ValueError(f"{output} holds no run to go on with; start one without resume.")
+    refuse_old(output)
+    if resume and not (output / RUN).is_file():
+        raise ValueError(
+            f"{output} holds no run to go on with; start one without --resume (resume=False)."
+        )
     if not resume and any((output / CHECKPOINTS).glob("step-*")):
-        raise ValueError(f"{output} holds a run; go on with resume, or choose another folder.")
+        raise ValueError(
+            f"{output} holds a run; go on with --resume (resume=True in Python), or choose another "
+            "folder."
+        )
+    found = newest_checkpoint(output) if resume else None
     if found is not None and found.step > config.steps:
         raise ValueError(
-            f"The run in {output} has done {found.step} steps, more than steps={config.steps}; "
-            "give at least as many."
+            f"The run in {output} has done {found.step} steps, more than the "
+            f"{config.steps} asked for; give --steps {found.step} or more (in Python steps)."
         )
     if resume and found is None:
         warnings.warn(f"{output} has no checkpoint yet; its first step comes next.", stacklevel=3)
     history = [] if found is None else restore(learner, task, found)
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        config.save(output / CONFIG)
+        write_run(config, output, "train")
         write_text(output / METRICS, "".join(json.dumps(row) + "\n" for row in history))
     accelerator.wait_for_everyone()  # before anybody looks into the folder again
     return history

@@ -108,8 +108,6 @@ def collect(
     *,
     split: str = "train",
     questions: int | None = None,
-    max_new_tokens: int = 160,
-    temperature: float = 1.0,
     batch: int = 128,
 ) -> tuple[list[Example], int]:
     """Sample rollouts of `source` and part them; returns the examples and the tokens it took."""
@@ -119,7 +117,7 @@ def collect(
         traces = roll_out(
             source,
             asked,
-            Sampling(max_new_tokens, temperature),
+            Sampling(config.max_new_tokens, config.temperature),
             samples=config.samples,
             generator=generator,
             batch=batch,
@@ -261,7 +259,8 @@ def _steer(
             )
             if not result.loss.isfinite():
                 raise FloatingPointError(
-                    f"Step {step}: the ELBO isn't finite; lower learning_rate."
+                    f"Step {step}: the ELBO isn't finite; lower the rate: --set "
+                    f"learning_rate={config.learning_rate / 2:g}."
                 )
             _step(optimizer, result)
             if step % 10 == 0:

@@ -127,12 +127,13 @@ def build_learner(
     if config.questions % share:
         raise ValueError(
             f"{config.questions} questions a step can't be dealt to {accelerator.num_processes} "
-            f"process(es) × {config.grpo.updates} update(s); use a multiple of {share}."
+            f"process(es) × {config.grpo.updates} update(s); use a multiple of {share}: --set "
+            f"questions={share * -(-config.questions // share)}."
         )
     if sharded and accelerator.num_processes == 1:
         raise ValueError(
             "Weights can't be sharded over one process; start several with torchrun "
-            "--nproc_per_node, or leave sharding off."
+            "--nproc_per_node, or leave --shard out (in Python shard, sharded)."
         )
     if config.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable()
@@ -322,8 +323,8 @@ def _refuse_non_finite(step: int, tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise FloatingPointError(
-                f"Step {step}: {name}: not every number is finite; no parameter was changed. Lower "
-                "optimizer.learning_rate, or start from an earlier policy."
+                f"Step {step}: {name}: not every number is finite; no parameter was changed. Take "
+                "a lower --set optimizer.learning_rate=X, or start from an earlier policy."
             )
 
 

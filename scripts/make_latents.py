@@ -1,7 +1,7 @@
 """Train the latents of the bundled policies and write their cards.
 
-    python scripts/make_latents.py tiny-base     # 8 minutes on one core
-    python scripts/make_latents.py tiny-grpo     # 8 minutes on one core
+    python scripts/make_latents.py tiny-base     # 6 minutes on one core
+    python scripts/make_latents.py tiny-grpo     # 6 minutes on one core
 
 Both learn from the rollouts of the base policy; each is decoded by its own policy, frozen.
 """
@@ -70,7 +70,7 @@ def main() -> None:
         load_policy(arguments.policy),
         load_task("shop"),
     )
-    config = LatentConfig(source=source.name)
+    config = LatentConfig(policy=policy.name, source=source.name)
     examples, tokens = collect(source, task, config)
     steering = train_latents(policy, examples, config)
     minutes = (time.perf_counter() - begin) / 60

@@ -160,8 +160,8 @@ def test_a_step_is_repeated_in_smaller_passes(
         found = three_steps(learner, samples, limit)
     sizes = [400, 200, 100] if limit.tokens < 200 else [400, 200]
     assert [str(w.message) for w in told if w.category is UserWarning] == [
-        f"Out of memory at {a} tokens a pass; repeated with {b}. Set grpo.micro_tokens={b} to "
-        "save the repeat."
+        f"Out of memory at {a} tokens a pass; repeated with {b} (--set grpo.micro_tokens={b} "
+        "saves the repeat)."
         for a, b in pairwise(sizes)
     ]
     assert max(limit.passes) > limit.tokens, "nothing ran out"
@@ -204,8 +204,8 @@ def test_one_trajectory_that_does_not_fit_is_refused_before_any_change(backward:
             update(learner, samples)
     assert str(caught.value) == (
         f"Out of memory in a pass over one trajectory of {longest} tokens; no parameter was "
-        "changed. Lower rollout.max_new_tokens, set gradient_checkpointing=True, or take a "
-        "smaller policy."
+        "changed. Take --set gradient_checkpointing=true, a lower --set "
+        "rollout.max_new_tokens=N, or a smaller policy."
     )
     assert same_bits(state_of(learner), before)
     assert all(p.grad is None for p in learner.scorer.parameters())
@@ -291,7 +291,7 @@ def test_scores_are_measured_again_in_smaller_passes(
     settings = IBConfig(estimator)
     plenty, expected = (score_traces(policy, traces, settings, micro_tokens=n) for n in (400, 100))
     monkeypatch.setattr(i2b_lpo.scoring, "policy_logprobs", Limit(110, CPU))
-    with pytest.warns(UserWarning, match=r"grpo\.micro_tokens=100 to save the repeat"):
+    with pytest.warns(UserWarning, match=r"--set grpo\.micro_tokens=100 saves the repeat"):
         found = score_traces(policy, traces, settings, micro_tokens=400)
     assert found == expected
     for one, two in zip(found, plenty, strict=True):

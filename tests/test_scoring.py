@@ -15,10 +15,10 @@ from i2b_lpo.config import IBConfig
 from i2b_lpo.example import FOUR, QUESTION, teacher_force
 from i2b_lpo.grpo import advantages
 from i2b_lpo.ib import ESTIMATORS, reference_length
+from i2b_lpo.names import check_names
 from i2b_lpo.policy import Policy, load_policy
 from i2b_lpo.scoring import (
     answer_logprobs,
-    check_names,
     conditioned_entropies,
     filter_traces,
     gather_evidence,

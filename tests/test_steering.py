@@ -239,7 +239,7 @@ def test_missing_latents_name_the_command_that_makes_them(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="There are no latents for tiny qwen3") as caught:
         load_steering(POLICY, tmp_path / "nothing")
     assert str(caught.value).endswith(
-        f"make them with: {COMMAND} tiny qwen3 --output {tmp_path / 'nothing'}"
+        f"make them with: {COMMAND} 'tiny qwen3' --output {tmp_path / 'nothing'}"
     )
 
 
@@ -294,7 +294,7 @@ def test_damaged_latents_are_refused_in_one_line(
     with pytest.raises(ValueError, match="don't fit tiny qwen3 or are damaged") as caught:
         load_steering(POLICY, tmp_path)
     assert "\n" not in str(caught.value)
-    assert f"make them again with: {COMMAND} tiny qwen3" in str(caught.value)
+    assert f"make them again with: {COMMAND} 'tiny qwen3'" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -365,7 +365,7 @@ def test_prompts_within_the_limit_change_nothing_and_say_nothing() -> None:
 
 
 def test_a_limit_below_every_prompt_of_a_split_is_an_error() -> None:
-    with pytest.raises(ValueError, match="mine/train: the shortest prompt has 8 tokens; raise "):
+    with pytest.raises(ValueError, match="mine/train: the shortest prompt has 8 tokens; allow"):
         without_long_prompts(listed(5), lambda q: 8 + int(q.id), max_prompt_tokens=7)
 
 
@@ -544,6 +544,17 @@ def test_an_unreachable_hub_gives_one_sentence(name: str) -> None:
     with pytest.raises(ValueError, match=r"Can't load .* from the Hugging Face hub") as caught:
         load_task(name)
     message = str(caught.value)
-    assert "path=" in message
+    assert "--data DIR (path= in Python)" in message
     assert "\n" not in message
     assert next(iter(BENCHMARKS[name].values())).hub in message
+
+
+def test_an_extension_in_capitals_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "Q.JSONL", *pairs(12))
+    expected = load_task(str(tmp_path / "Q.JSONL"))
+    assert len(all_of(expected)) == 12
+    (tmp_path / "Q.JSON").write_text(json.dumps(pairs(12)), encoding="utf-8")
+    assert all_of(load_task(str(tmp_path / "Q.JSON"))) == all_of(expected)
+    local = [{"problem": f"p{i}", "answer": str(i)} for i in range(3)]
+    write(tmp_path / "TEST.JSONL", *local)
+    assert len(all_of(load_task("aime24", path=tmp_path))) == 3

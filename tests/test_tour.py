@@ -19,8 +19,9 @@ import pytest
 import torch
 from tiny import tiny_policy
 
-from i2b_lpo.config import EvaluationConfig, IBConfig, RolloutConfig, RunConfig
+from i2b_lpo.config import EvaluationConfig, IBConfig, RolloutConfig, RunConfig, TourConfig
 from i2b_lpo.policy import load_policy, save_policy
+from i2b_lpo.settings import read_run
 from i2b_lpo.steering import new_steering, save_steering
 from i2b_lpo.tasks import load_task
 from i2b_lpo.tour import FIRST_STEP, train_side_by_side
@@ -42,17 +43,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def both(home: Path, steps: int = 2) -> dict[str, RunConfig]:
-    settings = RunConfig(
+def settings_of(home: Path, steps: int = 2) -> TourConfig:
+    return TourConfig(
         policy=str(home / "policy"),
+        latents=str(home / "latents"),
         steps=steps,
         questions=2,
         rollout=RolloutConfig(samples=4, max_new_tokens=6),
         evaluation=EvaluationConfig(questions=3, samples=2),
     )
-    ours = settings.with_method("i2b-lpo")
-    ours = replace(ours, branch=replace(ours.branch, latents=str(home / "latents")))
-    return {"GRPO": settings.with_method("grpo"), "I²B-LPO": ours}
+
+
+def both(home: Path, steps: int = 2) -> dict[str, RunConfig]:
+    settings = settings_of(home, steps)
+    return {"GRPO": settings.run("grpo"), "I²B-LPO": settings.run("i2b-lpo")}
 
 
 def without_seconds(rows: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -69,7 +73,7 @@ def test_side_by_side_each_trains_as_it_would_alone(home: Path, tmp_path: Path) 
         alone = train(config, policy, load_task(config.task), progress=False)
         assert without_seconds(records[name]) == without_seconds(alone), name
         output = tmp_path / folder
-        assert json.loads((output / "config.json").read_text("utf-8")) == config.to_json()
+        assert read_run(output) == config
         lines = (output / "metrics.jsonl").read_text("ascii").splitlines()
         assert list(map(json.loads, lines)) == records[name]
         trained = load_policy(output / "policy").model.state_dict()
@@ -120,14 +124,13 @@ def test_a_killed_training_is_noticed(home: Path, tmp_path: Path) -> None:
 
 SCRIPT = """
 import signal, sys
-from test_tour import ENDLESS, Path, both
-from i2b_lpo import cli, config
-made = both(Path("."), ENDLESS)
-config.PRESETS["tiny"] = made["GRPO"]
-ours = made["I²B-LPO"]
-config.RunConfig.with_method = lambda self, name: ours if name == "i2b-lpo" else self
+from pathlib import Path
+from test_tour import ENDLESS, settings_of
+from i2b_lpo import cli
+from i2b_lpo.settings import write_run
+write_run(settings_of(Path("."), ENDLESS), Path("."), "tour")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
-sys.exit(cli.main(["tour", "--output", sys.argv[1]]))
+sys.exit(cli.main(["tour", "--config", "run.toml", "--output", sys.argv[1]]))
 """
 
 

@@ -34,6 +34,7 @@ from i2b_lpo.padding import micro_batches
 from i2b_lpo.policy import Policy
 from i2b_lpo.rollout import roll_out
 from i2b_lpo.samples import Batch, Sample, pack, samples_of
+from i2b_lpo.settings import read_run
 from i2b_lpo.tasks import load_task
 from i2b_lpo.tasks.shop import Labels
 from i2b_lpo.trace import Question, Rollout, Trace
@@ -918,18 +919,7 @@ def test_a_run_writes_settings_metrics_and_a_policy(tmp_path: Path) -> None:
     lines = (output / "metrics.jsonl").read_text(encoding="ascii").splitlines()
     assert [json.loads(line) for line in lines] == history
     assert [row["step"] for row in history] == [0, 1, 2]
-    saved = json.loads((output / "config.json").read_text(encoding="utf-8"))
-    assert saved == config.to_json()
-    nested: dict[str, Any] = {
-        "rollout": RolloutConfig(**saved.pop("rollout")),
-        "branch": type(config.branch)(**saved.pop("branch")),
-        "ib": type(config.ib)(**saved.pop("ib")),
-        "grpo": GRPOConfig(**saved.pop("grpo")),
-        "optimizer": OptimizerConfig(**saved.pop("optimizer")),
-        "evaluation": type(config.evaluation)(**saved.pop("evaluation")),
-        "checkpoint": type(config.checkpoint)(**saved.pop("checkpoint")),
-    }
-    assert RunConfig(**saved, **nested) == config
+    assert read_run(output) == config
     model = AutoModelForCausalLM.from_pretrained(output / "policy")
     tokenizer = AutoTokenizer.from_pretrained(output / "policy")
     ids = tokenizer("What is 23*14?", return_tensors="pt").input_ids

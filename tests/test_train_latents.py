@@ -41,7 +41,7 @@ def chance(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def examples_of(policy: Policy, config: LatentConfig = CONFIG) -> list[Example]:
-    found, _ = collect(policy, FakeTask(), config, max_new_tokens=LENGTH)
+    found, _ = collect(policy, FakeTask(), replace(config, max_new_tokens=LENGTH))
     return found
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -450,6 +451,36 @@ def test_a_shape_is_told() -> None:
         total(lambda values: values.sum(0))
     with pytest.raises(NotRight, match="total: returned list, where a tensor is asked for"):
         total(lambda values: [3.0, 3.0])
+
+
+def test_a_tensor_for_a_list_is_told() -> None:
+    check = exercise(lambda: [()])(lambda: [1, 3])
+    for given in ([1, 3], [1, 2]):
+        with pytest.raises(NotRight, match="returned a tensor, where list is asked for"):
+            check(lambda given=given: torch.tensor(given))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "words"),
+    [
+        ([1, 3], ["1", 3], "got ['1', 3]"),
+        (3, "3", "expected int, got str: 3"),
+        ("3", 3, "expected str, got int: 3"),
+        (3, np.int64(3), "expected int, got int64: 3"),
+        ({"a": [0.5, 2.00001]}, {"a": [0.5, 2.00003]}, "at ['a'][1] expected 2.00001, got 2.00003"),
+        ([(1.0, 0.123456)], [(1.0, 0.123458)], "at [0][1] expected 0.123456, got 0.123458"),
+        (torch.tensor([1.0, 0.5]), torch.tensor([1.00003, 0.5]), "at [0] expected 1.0, got 1.0000"),
+        ("a" * 150 + "b", "a" * 150 + "c", "expected …\"b'\", got …\"c'\""),
+        (["a" * 150, 1], ["a" * 150, 2], "at [1] expected 1, got 2"),
+    ],
+)
+def test_what_prints_alike_is_told_apart(right: Any, wrong: Any, words: str) -> None:
+    check = exercise(lambda: [()])(lambda: right)
+    with pytest.raises(NotRight) as caught:
+        check(lambda: wrong)
+    assert words in str(caught.value)
+    halves = re.fullmatch(".*expected (.*), got (.*)", str(caught.value))
+    assert halves and halves[1] != halves[2]
 
 
 # --- the guards themselves: each defect is found, and a sound set has none -----------------------

@@ -337,11 +337,12 @@ def test_the_two_methods_have_groups_of_one_size() -> None:
         (lambda: RunConfig().with_method("ppo"), "Unknown method 'ppo'; choose grpo or i2b-lpo"),
         (
             lambda: replace(RunConfig(), rollout=RolloutConfig(samples=6)).with_method("i2b-lpo"),
-            "rollout.samples is 6; I²B-LPO needs a multiple of 4",
+            r"rollout.samples is 6\); I²B-LPO needs a multiple of 4",
         ),
         (lambda: RunConfig(rollout=RolloutConfig(samples=1)), "a group needs at least 2"),
         (lambda: IBConfig(estimator="none"), "'top_n' needs scores"),
         (lambda: GRPOConfig(logprob="both"), "choose latent or plain"),
+        (lambda: RunConfig(grpo=GRPOConfig(train_psa=True)), "train_psa has nothing to train"),
         (lambda: GRPOConfig(logprob="plain", train_psa=True), "train_psa needs grpo.logprob lat"),
         (lambda: GRPOConfig(ratio_cap=0.0), "ratio_cap is 0.0"),
         (lambda: BranchConfig(samples=-1), "branch.samples is -1"),

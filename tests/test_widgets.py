@@ -637,7 +637,7 @@ def test_an_error_of_the_run_is_one_sentence(
 ) -> None:
     raised: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", raised.append)
-    (tmp_path / "config.json").mkdir()  # where the settings are to be written
+    (tmp_path / "run.toml").mkdir()  # where the settings are to be written
     widget = dashboard(tmp_path)
     widget.start.click()
     assert widget.wait(60)

@@ -160,8 +160,9 @@ def without_long_prompts(
         left_out += [LeftOut(q.id, f"{n} tokens") for q, n in asked if n > max_prompt_tokens]
         if questions and not splits[split]:
             raise ValueError(
-                f"{task.name}/{split}: the shortest prompt has {min(lengths)} tokens; raise "
-                f"max_prompt_tokens, which is {max_prompt_tokens}."
+                f"{task.name}/{split}: the shortest prompt has {min(lengths)} tokens; allow "
+                f"more than {max_prompt_tokens}: --set rollout.max_prompt_tokens={min(lengths)} "
+                "(max_prompt_tokens in Python)."
             )
     if left_out:
         warnings.warn(
@@ -256,7 +257,10 @@ def load_task(name: str, *, path: str | Path | None = None) -> Task:
     """
     shown = redact(name)
     if path is not None and name not in BENCHMARKS:
-        raise ValueError(f"path= is a copy of a benchmark's data; {shown} is none, leave it out.")
+        raise ValueError(
+            f"--data (path= in Python) is a copy of a benchmark's data; {shown} is none, leave it "
+            "out."
+        )
     if name in _GENERATED:
         return _GENERATED[name]
     if name in BENCHMARKS:
@@ -268,16 +272,17 @@ def load_task(name: str, *, path: str | Path | None = None) -> Task:
             },
         )
     file = Path(name).expanduser()
-    if file.suffix in (".json", ".jsonl"):
+    if file.suffix.lower() in (".json", ".jsonl"):
         return _listed(file.stem, {"train": (read_rows(file), _OWN)})
     known = ", ".join([*_GENERATED, *BENCHMARKS])
     raise ValueError(f"Unknown task {shown!r}; choose one of {known}, or give a .jsonl file.")
 
 
 def _local_rows(folder: Path, split: str) -> dict[int, Any]:
-    for suffix in (".jsonl", ".json"):
-        if (file := folder / f"{split}{suffix}").is_file():
-            return read_rows(file)
+    files = {file.name.lower(): file for file in sorted(folder.glob("*")) if file.is_file()}
+    for name in (f"{split}.jsonl", f"{split}.json"):
+        if name in files:
+            return read_rows(files[name])
     raise ValueError(f"No {split}.jsonl or {split}.json in {folder}; put the data there.")
 
 
@@ -289,7 +294,7 @@ def _hub_rows(source: Source) -> dict[int, Any]:
     except (OSError, ValueError) as error:  # offline, renamed or gated: all end here
         raise ValueError(
             f"Can't load {source.hub} from the Hugging Face hub; check the connection, or give "
-            "a local copy with path=."
+            "a local copy: --data DIR (path= in Python)."
         ) from error
 
 

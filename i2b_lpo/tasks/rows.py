@@ -91,7 +91,7 @@ def read_rows(path: Path) -> dict[int, Any]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"Can't read {shown} ({reason}); give a .json or .jsonl file.") from error
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         rows = _parsed(data)
         if isinstance(rows, ValueError):
             raise ValueError(f"Can't read {shown}: {rows}; give a .json or .jsonl file.") from rows

@@ -55,7 +55,7 @@ class ScoreDesigner(Widget):
         settings: IBConfig | None = None,
     ) -> None:
         from i2b_lpo.filters import FILTERS
-        from i2b_lpo.scoring import check_names
+        from i2b_lpo.names import check_names
 
         super().__init__()
         self._start, self._evidence = settings or IBConfig(), evidence
