@@ -77,7 +77,7 @@ def training(runs: Mapping[str, Run]) -> str:
     """The curves of both runs, and what each cost, as HTML."""
     records = {name: run.records for name, run in runs.items()}
     stops = [
-        f"What is compared of {name} ends after step {len(run.compared) - 1}. "
+        f"{name} is compared as it was after step {len(run.compared) - 1} of this axis. "
         for name, run in runs.items()
         if run.end is not None
     ]

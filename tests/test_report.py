@@ -526,7 +526,7 @@ def test_what_differs_between_the_runs_is_said_with_its_numbers(tmp_path: Path) 
         "GRPO after 30 steps, 30,000 tokens, and I²B-LPO after 40 steps, 30,000 tokens (1.00 times",
         "GRPO went on from there: its last column is more training",
         "30 steps of GRPO and 40 of I²B-LPO",
-        "What is compared of GRPO ends after step 29.",
+        "GRPO is compared as it was after step 29 of this axis.",
         "rollouts of the base policy (176,467 tokens)",
         f"GRPO I²B-LPO {LONGER} training steps 30 40 40",
         "tokens generated 30,000 30,000 40,000",
