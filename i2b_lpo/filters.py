@@ -1,4 +1,4 @@
-"""The filter: which branches of each set take part in the update (METHOD.md §5).
+"""The filter: which branches of each set take part in the update (METHOD §5).
 
 Advantages are computed on all G trajectories, then scores, then the filter [D]; `renormalise`
 computes them again over the kept ones.
@@ -109,7 +109,7 @@ def keep_all(
 FILTERS: Mapping[str, Filter] = MappingProxyType(
     {"top_n": top_n, "within_outcome": within_outcome, "none": keep_all}
 )
-"""The filters of METHOD.md §5 by name; the first is the default."""
+"""The filters of METHOD §5 by name; the first is the default."""
 
 
 def kept_share(kept: Sequence[bool], branch_sets: Sequence[Sequence[int]]) -> float:
@@ -151,7 +151,7 @@ def _all_kept(
 def renormalise(rewards: Tensor, kept: Tensor, *, scale: Scale = "std") -> Tensor:
     r"""Advantages again, over the kept trajectories of each group alone.
 
-    `grpo.advantages` of the kept ones, had the pruned ones never been [D] (METHOD.md §5). The
+    `grpo.advantages` of the kept ones, had the pruned ones never been [D] (METHOD §5). The
     filter keeps mostly correct branches, so without this the kept advantages are mostly positive.
     Pruned trajectories get 0, and so does a group with fewer than two kept.
 

@@ -1,4 +1,4 @@
-r"""Traces → scored traces → filtered traces: the model passes behind S_IB (METHOD.md §5).
+r"""Traces → scored traces → filtered traces: the model passes behind S_IB (METHOD §5).
 
 The verified answer is asked for where the trajectory itself gave its answer::
 
@@ -276,7 +276,7 @@ def score_traces(
 ) -> list[Trace]:
     """Give every trajectory, roots too, its S_IB with the two parts.
 
-    Scores rest on the whole group, so score before filtering (METHOD.md §5). Arguments and errors
+    Scores rest on the whole group, so score before filtering (METHOD §5). Arguments and errors
     as in `gather_evidence`; `settings` names the estimator and holds its weights.
 
     Returns:
@@ -297,7 +297,7 @@ def score_traces(
 
 
 def filter_traces(traces: Sequence[Trace], settings: IBConfig) -> list[Trace]:
-    """Set `kept` of every rollout: the filter over each branch set; the roots stay (METHOD.md §5).
+    """Set `kept` of every rollout: the filter over each branch set; the roots stay (METHOD §5).
 
     Advantages are not touched: they are the whole group's, unless `ib.renormalise` is used after.
 

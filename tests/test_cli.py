@@ -241,9 +241,9 @@ def test_tour_trains_two_ways_and_writes_a_page(
     assert run("tour", "--config", "tour.toml", "--output", output, "--steps", 2) == 0
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1] == f"Page: {output / 'index.html'} (open it in a browser)"
-    head = next(line for line in shown.splitlines() if "paired" in line)
-    assert head.split()[:3] == ["base", "GRPO", "I²B-LPO"]
-    assert "pass@1" in shown and "Tokens generated in training: GRPO " in shown
+    head = next(line for line in shown.splitlines() if line.startswith("metric "))
+    assert head.split()[1:6] == ["base", "GRPO", "I²B-LPO", "I²B-LPO", "−"]
+    assert "\npass@1 " in shown and "\ntokens generated in training " in shown
     page = (output / "index.html").read_text(encoding="utf-8")
     assert page.startswith("<!DOCTYPE html>") and 'id="tree"' in page and 'id="scatter"' in page
     questions = []
@@ -263,10 +263,15 @@ def test_tour_trains_two_ways_and_writes_a_page(
     for folder, roots in (("grpo", 4), ("i2b-lpo", 1)):
         rows = lines(output / folder / "metrics.jsonl")
         assert [row["step"] for row in rows] == [0, 1]
-        spent[folder] = f"{sum(row['new_tokens'] for row in rows):,.0f}"
+        spent[folder] = [row["new_tokens"] for row in rows]
         assert read_run(output / folder).rollout.samples == roots
-    said = f"GRPO generated {spent['grpo']} tokens and I²B-LPO {spent['i2b-lpo']},"
-    assert said in page
+    grpo, ours = spent["grpo"], sum(spent["i2b-lpo"])
+    stop = 1 if abs(grpo[0] - ours) <= abs(sum(grpo) - ours) else 2
+    assert [p.name for p in (output / "grpo" / "policies").iterdir()] == [f"step-{stop}"]
+    assert (output / "grpo" / "equal_tokens.json").exists() == (stop == 1)
+    said = f"GRPO after {stop} step{'s' * (stop > 1)}, {sum(grpo[:stop]):,.0f} tokens, and I²B-LPO "
+    assert said + f"after 2 steps, {ours:,.0f} tokens" in page
+    assert ("GRPO, all 2 steps" in page) == (stop == 1)
 
 
 def test_tour_needs_latents_before_it_does_anything(touring: Path, capsys: Capture) -> None:

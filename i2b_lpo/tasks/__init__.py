@@ -144,7 +144,8 @@ def without_long_prompts(
     Args:
         task: where the questions come from.
         length: tokens of a question's prompt.
-        max_prompt_tokens: the longest prompt that is kept (1024 in METHOD §8 [D], 2048 in §6 [C]).
+        max_prompt_tokens: the longest prompt that is kept: 1024 in METHOD §8 [D], 2048 in METHOD §6
+            [C].
 
     Raises:
         ValueError: all questions of a split are longer.
