@@ -8,10 +8,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env tour test lab docs browser
+.PHONY: help env tour test lab docs browser portable
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: PYTHON=python3.12 chooses the Python; TORCH_INDEX=URL chooses where torch comes from."
 
 env: $(READY) ## create .venv with the exact versions of constraints.txt
@@ -45,6 +45,9 @@ docs: env ## build the site of notebooks, exercises and guides in site/html/
 
 browser: env ## open three notebooks in a real Chromium and use their widgets
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -rs tests/test_browser.py
+
+portable: env ## run tests and notebooks as other processors would compute them (over an hour)
+	$(BIN)/python scripts/portable.py
 
 # Two test processes with one thread each suit a two-core machine, and one thread gives the same sums everywhere.
 test: export HF_HUB_OFFLINE := 1

@@ -1,4 +1,4 @@
-"""What holds for every test: no network, fixed Hypothesis examples, one thread, nbval's rules."""
+"""What holds for every test: no network, fixed Hypothesis examples, threads, nbval's rules."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _one_torch_thread() -> None:
+def _torch_threads() -> None:
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture

@@ -307,7 +307,8 @@ def test_eager_attention_gives_the_same() -> None:
         injection = fusion_of(policy, "psa")(latents(policy, 3), SETTLED)
         found.append(scores(policy, sequences(policy), FORKS, injection, side="left"))
     for got, want in zip(*found, strict=True):
-        assert_close(got, want, 1e-6)  # eager attention takes its softmax in float32
+        # Eager attention takes its softmax in float32, whose steps grow with the number.
+        assert_close(got, want, 1e-6 * max(1.0, float(want.abs().max())))
 
 
 @pytest.mark.parametrize("name", ["psa", "input"])

@@ -1,11 +1,13 @@
 """Closes the network to this Python process: any address but the machine's own raises.
 
 Python imports `sitecustomize` from PYTHONPATH at start-up, so a folder on that path reaches every
-child process too: Jupyter kernels, xdist workers, torchrun.
+child process too: Jupyter kernels, xdist workers, torchrun. Where I2B_MACHINE is set,
+`other_machine` comes in the same way.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -41,3 +43,6 @@ def _refuse_network(event: str, args: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_refuse_network)
+if os.environ.get("I2B_MACHINE"):
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    import other_machine  # noqa: F401
