@@ -58,6 +58,9 @@ class Branch:
 class Score:
     """S_IB of a trajectory with its two parts: ``value = answer − cost`` (METHOD §5).
 
+    The unit is the estimator's: the default's answer part is a difference of probabilities, that of
+    the others nats a token.
+
     Attributes:
         value: S_IB.
         answer: what the trajectory tells about the verified answer, β_IB I(o;a).

@@ -24,7 +24,9 @@ import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from torch.distributions import Categorical, Normal, kl_divergence
 
+from i2b_lpo.config import IBConfig
 from i2b_lpo.entropy import token_entropy, top_fraction
+from i2b_lpo.ib import ESTIMATORS, Evidence
 from i2b_lpo.latent import masked_mean
 
 ROOT = Path(__file__).parents[1]
@@ -691,6 +693,30 @@ def test_each_symbol_of_the_glossary_has_its_variable() -> None:
         assert list((ROOT / "notebooks").glob(f"{page}_*.ipynb")), f"{symbol}: page {page}"
     symbols = [row[0] for row in rows]
     assert len(set(symbols)) == len(symbols)
+
+
+def test_the_glossary_gives_the_score_the_unit_that_its_estimators_have() -> None:
+    """Twice the nats make twice the answer's part, or it isn't measured in nats."""
+    units = {symbol: unit for symbol, _, _, unit, _ in glossary()}
+    ours, _, others = units["$S_{IB}$"].partition(";")
+    assert "default" in ours and "no unit" in ours and "nats" in others
+    once, twice = (
+        Evidence(
+            ids=(1, 2),
+            logprobs=(-0.5 * k, -0.1 * k),
+            entropies=(0.4 * k, 0.2 * k),
+            advantage=1.0,
+            reference=2.0,
+            answer=-0.5 * k,
+            prior=-1.5 * k,
+            conditioned=(0.3 * k, 0.1 * k),
+        )
+        for k in (1, 2)
+    )
+    for name, estimator in ESTIMATORS.items():
+        parts = [estimator.score(evidence, IBConfig()).answer for evidence in (once, twice)]
+        in_nats = parts[1] == pytest.approx(2 * parts[0])
+        assert in_nats == (name != IBConfig().estimator), name
 
 
 @pytest.mark.parametrize(
