@@ -73,7 +73,7 @@ from i2b_lpo.widgets import *
 policy = load_policy("tiny-grpo")
 steering = load_steering(policy)
 HeadExplorer(policy, steering)"""
-WIDGETS = {  # of the notebooks, with little to compute
+WIDGETS = {  # of notebooks 02 to 06, with little to compute
     "HeadExplorer": HEADS,
     "LatentExplorer": """\
 import torch
@@ -90,8 +90,6 @@ from i2b_lpo.scoring import gather_evidence
 ib, trees = IBConfig(), [explorer.trace]
 ScoreDesigner(trees, gather_evidence(policy, trees, ib.estimator), ib)""",
     "GroupDesigner": "GroupDesigner(explorer.trace)",
-    "EntropyReader": "EntropyReader(policy, max_new_tokens=40)",
-    "GammaDesigner": "GammaDesigner()",
 }
 
 try:
