@@ -73,7 +73,7 @@ from i2b_lpo.widgets import *
 policy = load_policy("tiny-grpo")
 steering = load_steering(policy)
 HeadExplorer(policy, steering)"""
-WIDGETS = {  # of the notebooks, with little to compute
+WIDGETS = {  # of notebooks 02 to 06, with little to compute
     "HeadExplorer": HEADS,
     "LatentExplorer": """\
 import torch
@@ -90,8 +90,6 @@ from i2b_lpo.scoring import gather_evidence
 ib, trees = IBConfig(), [explorer.trace]
 ScoreDesigner(trees, gather_evidence(policy, trees, ib.estimator), ib)""",
     "GroupDesigner": "GroupDesigner(explorer.trace)",
-    "EntropyReader": "EntropyReader(policy, max_new_tokens=40)",
-    "GammaDesigner": "GammaDesigner()",
 }
 
 try:
@@ -392,13 +390,12 @@ def test_branches_in_notebook_02(browser: Any, lab: str) -> None:
 
     notebook.changes(grow)
     notebook.idle()
+    notebook.all_drawn(notebook.css)
 
     def chosen() -> str:
         return str(notebook.panel.locator("select").nth(3).input_value())
 
-    notebook.changes(
-        lambda: notebook.point(".js-plotly-plot >> nth=0 >> .barlayer .point >> nth=-60"), chosen
-    )
+    notebook.changes(lambda: notebook.point(".i2b-live .barlayer .point >> nth=-60"), chosen)
     notebook.idle()
     notebook.end()
 
@@ -407,11 +404,12 @@ def test_heads_in_notebook_04(browser: Any, lab: str) -> None:
     notebook = Notebook(browser, lab, "04", "HeadExplorer")
     notebook.changes(lambda: notebook.slide("s, tokens since", "ArrowRight"))
     notebook.idle()
+    notebook.all_drawn(notebook.css)
 
     def detail() -> str:
         return str(notebook.panel.locator(".js-plotly-plot .gtitle").nth(1).text_content())
 
-    cell = ".js-plotly-plot >> nth=0 >> .heatmaplayer image >> nth=0"
+    cell = ".i2b-live .heatmaplayer image >> nth=0"
     notebook.changes(lambda: notebook.point(cell, 0.875, 0.875), detail)
     assert "Layer 3, head 3" in detail()
     notebook.idle()
