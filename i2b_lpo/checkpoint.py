@@ -238,6 +238,11 @@ def _checked(folder: Path) -> Checkpoint:
     return Checkpoint(folder, manifest["step"], manifest)
 
 
+def _change(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    was, is_now = (repr(s[name]) if name in s else "idle" for s in (before, now))
+    return f"{name} {was} → {is_now}"
+
+
 def _refuse_other(learner: Learner, task: Task, checkpoint: Checkpoint) -> None:
     old = checkpoint.manifest
     new = _identity(learner, task, checkpoint.step)
@@ -251,7 +256,7 @@ def _refuse_other(learner: Learner, task: Task, checkpoint: Checkpoint) -> None:
     before, now = old["config"], new["config"]
     changed = [k for k in sorted(before | now) if before.get(k) != now.get(k) and k not in FREE]
     if refused := [k for k in changed if k not in NOT_BIT_FOR_BIT]:
-        listed = ", ".join(f"{k} {before.get(k)!r} → {now.get(k)!r}" for k in refused)
+        listed = ", ".join(_change(k, before, now) for k in refused)
         raise ValueError(
             f"{where} has other settings than this run ({listed}); go on with the same ones, or "
             "start in another folder."
@@ -266,7 +271,7 @@ def _refuse_other(learner: Learner, task: Task, checkpoint: Checkpoint) -> None:
             f"{where} was made with other data: {', '.join(different)} changed since. Bring back "
             "what was there, or start in another folder."
         )
-    drift = [f"{k} {before.get(k)!r} → {now.get(k)!r}" for k in changed]
+    drift = [_change(k, before, now) for k in changed]
     drift += [
         f"{k} {v} → {new['versions'][k]}"
         for k, v in old["versions"].items()

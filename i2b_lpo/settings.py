@@ -55,6 +55,10 @@ def names(kind: type) -> dict[str, Any]:
     return found
 
 
+def _sections(kind: type) -> set[str]:
+    return {name.rpartition(".")[0] for name in names(kind)} - {""}
+
+
 def _known(name: str, kind: type, where: str) -> Any:
     """The type of a setting; ValueError lists the names that are near, or all there are."""
     known = names(kind)
@@ -66,7 +70,9 @@ def _known(name: str, kind: type, where: str) -> Any:
     shown = redact(name if len(name) <= 60 else f"{name[:60]}…")
     tail = name.rpartition(".")[2]
     near = [other for other in known if other.rpartition(".")[2] == tail]
-    near += [other for other in get_close_matches(name, known, n=3) if other not in near]
+    near += [
+        other for other in get_close_matches(name, {*known, *_sections(kind)}) if other not in near
+    ]
     if near:
         raise ValueError(f"{where}: there is no setting {shown!r}; did you mean {_or(near)}?")
     raise ValueError(f"{where}: there is no setting {shown!r}; choose one of {', '.join(known)}.")
@@ -179,9 +185,8 @@ def _read(path: Path, kind: type) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def collect(table: Mapping[str, Any], prefix: str) -> None:
-        sections = {name.rpartition(".")[0] for name in names(kind)}
         for key, value in table.items():
-            if isinstance(value, Mapping) and prefix + key in sections:
+            if isinstance(value, Mapping) and prefix + key in _sections(kind):
                 collect(value, f"{prefix}{key}.")
             else:
                 name = prefix + key
@@ -262,7 +267,7 @@ def compose(
         name, sign, value = text.partition("=")
         name = name.strip()
         if not sign:
-            raise ValueError(f"--set {redact(text)}: write it like --set {name}=VALUE.")
+            raise ValueError(f"--set {redact(text)}: write it like --set {redact(name)}=VALUE.")
         hint = _known(name, kind, "--set")
         given[name] = _typed(name, _parsed(value.strip(), hint), hint, "--set")
     settings = changed(settings, given)

@@ -39,7 +39,6 @@ from i2b_lpo.config import (
 from i2b_lpo.interrupt import Interrupted
 from i2b_lpo.policy import Policy
 from i2b_lpo.psa import Strength
-from i2b_lpo.sections import flat
 from i2b_lpo.settings import read_run
 from i2b_lpo.steering import Steering, new_steering
 from i2b_lpo.trace import Question
@@ -514,8 +513,8 @@ def test_weights_of_another_size_are_refused(tmp_path: Path, finished: Path) -> 
     checkpoint = newest_checkpoint(finished)
     assert checkpoint is not None
     learner = build_learner(tiny_policy(intermediate_size=32), GRPO)
-    other = replace(checkpoint, manifest={**checkpoint.manifest, "config": flat(GRPO)})
-    other.manifest["sums"] = i2b_lpo.checkpoint._identity(learner, FakeTask(), 4)["sums"]
+    made = i2b_lpo.checkpoint._identity(learner, FakeTask(), 4)
+    other = replace(checkpoint, manifest={**checkpoint.manifest, **made})
     with pytest.raises(ValueError, match="other names or sizes than tiny qwen3"):
         restore(learner, FakeTask(), other)
 

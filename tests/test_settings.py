@@ -427,7 +427,7 @@ def test_rollouts_and_evaluations_are_repeated_from_their_files(
 
 def test_latents_are_repeated_from_their_file(tmp_path: Path, capsys: Capture) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    sets = ("selector_steps=3", "d_z=4", "decay=inf", "max_new_tokens=60", "temperature=0.9")
+    sets = ("selector_steps=3", "batch=8", "d_z=4", "decay=inf", "max_new_tokens=60")
     words = [word for text in sets for word in ("--set", text)]
     small = ("--questions", 4, "--steps", 2, *words)
     assert run("train-latents", *small, "--output", first) == 0

@@ -9,6 +9,7 @@ import ast
 import base64
 import importlib
 import inspect
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -331,6 +332,16 @@ SLIPS: list[tuple[str, str, Callable[..., Any], str]] = [
             Normal(mu_p, sigma_p), Normal(mu_q, sigma_q)
         ),
         "KL is the wrong way round",
+    ),
+    (
+        "set_02",
+        "candidates",
+        lambda entropies, fraction: [
+            t
+            for t, h in enumerate(entropies)
+            if h >= sorted(entropies)[-max(1, math.ceil(fraction * len(entropies)))]
+        ],
+        "this is a threshold",
     ),
     ("set_03", "mean_embedding", lambda states, mask: states.mean(-2), "padding counts"),
     (
