@@ -48,6 +48,13 @@ def reason(gold: str, answer: str, timeout: float = PATIENT) -> Reason:
         (r"\boxed{a\\{b}}", r"a\\{b}"),
         (r"\\boxed{8}", "8"),
         (r"\boxed{}", ""),
+        (r"\boxed{5} … \boxed{}", "5"),
+        (r"\boxed{5} … \boxed{ }", "5"),
+        (r"\boxed{ } … \boxed{}", ""),
+        (r"\fbox{7}", "7"),
+        (r"\boxed{6} … \fbox {7}", "7"),
+        (r"\fbox{7", None),
+        (r"\ffbox{7}", None),
         (r"\boxed5", None),
         (r"\boxed{5", None),
         (r"boxed{5}", None),
@@ -68,14 +75,16 @@ def brute_force_box(text: str) -> str | None:
                 return i
         return None
 
-    for box in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
+    contents = []
+    for box in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*\{", text))):
         end = closing_brace(box.end())
         if end is not None:
-            return text[box.end() : end]
-    return None
+            contents.append(text[box.end() : end])
+    filled = [content for content in contents if content.strip()]
+    return next(iter(filled + contents), None)
 
 
-TOKENS = ("\\boxed{", "\\boxed ", "{", "}", "}", "\\", "\\{", "\\}", "x", " ", "\n", "\ud800")
+TOKENS = "\\boxed{", "\\fbox{", "\\boxed ", "{", "}", "}", "\\", "\\{", "\\}", "x", " ", "\n", "\ud800"
 
 
 @settings(max_examples=500)
