@@ -15,7 +15,7 @@ from i2b_lpo._exact import rational
 from i2b_lpo._notation import notation
 from i2b_lpo._wording import SCALES, quantity, without_prose
 
-__all__ = ["Form", "Words", "form_of"]
+__all__ = ["Form", "Words", "form_of", "is_prose"]
 
 
 @dataclass(frozen=True)
@@ -133,3 +133,24 @@ def _words(text: str) -> Words | None:
         and not re.search(r"[\d(-]", plain)  # an expression
     )
     return Words(items, "or" if "or" in links else "and" if links else "", certain)
+
+
+_COMMAND = re.compile(r"\\(?:begin|end)\{\w*\}|\\[A-Za-z]+")
+_WORD = re.compile(r"(?<![^\W_])(?!(?:and|or|[A-Z]+)(?![^\W\d_]))[^\W\d_]{2,}")
+
+
+def is_prose(form: Form) -> bool:
+    r"""Whether an answer is a sentence, or words around a number that aren't read as its unit.
+
+    ``18 dollars and 50 cents`` and ``He has 5 apples left``: as a gold answer nothing but the same
+    words would equal it. ``June 20`` is a name.
+    """
+    if form.number is not None:
+        return False
+    words = len(_WORD.findall(_COMMAND.sub(" ", form.text)))
+    begins = re.match(r"[-(]*\d+(?!\d|st|nd|rd|th)", form.text)
+    return (
+        words > 7
+        or (words > 0 and begins is not None)
+        or (words > 1 and re.search(r"\d", form.text) is not None)
+    )

@@ -43,13 +43,13 @@ equations are compared over the real numbers.
 from __future__ import annotations
 
 import math
-import re
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from i2b_lpo._answers import Form, form_of
+from i2b_lpo._answers import Form, form_of, is_prose
+from i2b_lpo._references import extract_boxed, gold_answer, gsm8k_gold, unboxed
 from i2b_lpo._stage_one import stage_one
 from i2b_lpo._verify_pool import shared_pool
 from i2b_lpo._verify_worker import Outcome
@@ -57,6 +57,7 @@ from i2b_lpo._verify_worker import Outcome
 __all__ = [
     "Reason",
     "Verdict",
+    "check_gold",
     "equivalent",
     "extract_boxed",
     "gold_answer",
@@ -204,7 +205,7 @@ def equivalent(a: str, b: str, *, timeout: float = 5.0) -> bool:
         (True, False)
     """
     _check_timeout(timeout)
-    a, b = sorted(_unboxed(side).strip() for side in (a, b))
+    a, b = sorted(unboxed(side).strip() for side in (a, b))
     if a == b:
         return True
     if max(len(a), len(b)) > MAX_CHARACTERS:
@@ -215,94 +216,29 @@ def equivalent(a: str, b: str, *, timeout: float = 5.0) -> bool:
     return bool(stage_one(other, one)) or _decide([(one, other)], timeout) == ["correct"]
 
 
-def gold_answer(reference: str) -> str:
-    r"""Return the answer that a reference ends in: after ``####``, in its last box, or all of it.
-
-    Example:
-        >>> gold_answer("48/2 = 24, so 544. #### 544"), gold_answer(r"so \boxed{x+1}.")
-        ('544', 'x+1')
-        >>> gold_answer("18 dollars")
-        '18 dollars'
-    """
-    _, marker, number = reference.rpartition("####")
-    if marker and number.strip():
-        return number.strip()
-    return _unboxed(reference)
-
-
-def gsm8k_gold(answer_field: str) -> str:
-    """Return the final number of a GSM8K ``answer`` field: after the last ``####``, without commas.
+def check_gold(gold: str) -> None:
+    """Refuse a gold answer that no answer of a model would meet.
 
     Raises:
-        ValueError: the field has no ``####``.
+        ValueError: as `verify`, or the gold answer is a sentence, or words around a number.
 
     Example:
-        >>> gsm8k_gold("She sold 48/2 = <<48/2=24>>24 more, so 1,072 in all. #### 1,072")
-        '1072'
+        >>> check_gold("18 dollars")
+        >>> check_gold("18 dollars and 50 cents")
+        Traceback (most recent call last):
+        ...
+        ValueError: the gold answer '18 dollars and 50 cents' is prose; give the number ...
     """
-    _, marker, number = answer_field.rpartition("####")
-    if not marker or not number.strip():
-        raise ValueError("no final answer: a GSM8K answer field ends in '#### ' and the number")
-    return number.strip().replace(",", "")
-
-
-_BOX = re.compile(r"\\(?:boxed|fbox)")
-_SPACE = re.compile(r"\s*+")
-# A run of backslashes with what it acts on, or a brace. Possessive, so a megabyte of backslashes or
-# spaces is read once.
-_BRACES = re.compile(r"(\\++)((?:boxed|fbox)\s*+\{|[{}])?|[{}]")
-
-
-def extract_boxed(text: str) -> str | None:
-    r"""Return the content of the last balanced ``\boxed{…}`` or ``\fbox{…}``, None without one.
-
-    One pass over the text, whatever is in it. The last box is the one that begins last, so the
-    inner of two nested ones; a box that never closes is passed over, and so is an empty one if
-    there is another; ``\{`` and ``\}`` are no braces.
-
-    Example:
-        >>> extract_boxed(r"\boxed{1}, no: \boxed{\frac{1}{2}}, or \boxed{3")
-        '\\frac{1}{2}'
-    """
-    first = _BOX.search(text)
-    if first is None:
-        return None
-    last: tuple[bool, int, int] | None = None  # is it filled, where it begins, where it ends
-    depth = 0
-    boxes: list[tuple[int, int]] = []  # open ones: (depth, where the content begins)
-    for match in _BRACES.finditer(text, first.start()):
-        backslashes, braced = match.groups()
-        if braced and braced[0] in "bf":
-            depth += 1
-            boxes.append((depth, match.end()))
-            continue
-        brace = braced or match[0]
-        if brace == "{" or brace == "}":
-            if backslashes and len(backslashes) % 2:
-                continue
-            if brace == "{":
-                depth += 1
-            elif depth:
-                if boxes and boxes[-1][0] == depth:
-                    begin, end = boxes.pop()[1], match.end() - 1
-                    space = _SPACE.match(text, begin)
-                    filled = space is not None and space.end() < end
-                    if last is None or (filled, begin) > last[:2]:
-                        last = (filled, begin, end)
-                depth -= 1
-    return None if last is None else text[last[1] : last[2]]
+    if is_prose(_gold_form(gold, MAX_CHARACTERS)):
+        raise ValueError(
+            f"the gold answer {reprlib.repr(gold_answer(gold))} is prose; give the number or name "
+            "alone"
+        )
 
 
 def _check_timeout(timeout: float) -> None:
     if not (isinstance(timeout, int | float) and 0 < timeout < math.inf):
         raise ValueError(f"timeout is {timeout!r}; give a positive number of seconds")
-
-
-def _unboxed(answer: str) -> str:
-    if not isinstance(answer, str):
-        raise ValueError(f"give an answer as a string, not {type(answer).__name__}")
-    content = extract_boxed(answer)
-    return answer if content is None else content
 
 
 def _gold_form(gold: str, max_characters: int) -> Form:
