@@ -25,7 +25,7 @@ from i2b_lpo.tasks.rows import (
 )
 from i2b_lpo.tasks.shop import Labels, label, parse_problem, product_questions, shop_questions
 from i2b_lpo.trace import Question
-from i2b_lpo.verify import extract_boxed, gsm8k_gold
+from i2b_lpo.verify import extract_boxed, gold_answer, gsm8k_gold
 
 __all__ = [
     "BENCHMARKS",
@@ -204,7 +204,9 @@ BENCHMARKS: dict[str, dict[str, Source]] = {
     "math500": {"test": Source(_problem, _boxed_answer, "HuggingFaceH4/MATH-500", "test")},
     "aime24": {"test": Source(_problem, _boxed_answer, "HuggingFaceH4/aime_2024", "train")},
 }
-_OWN = Source(lambda r: text_in(r, "question", "problem"), lambda r: answer_in(r, "answer"))
+_OWN = Source(
+    lambda r: text_in(r, "question", "problem"), lambda r: gold_answer(answer_in(r, "answer"))
+)
 VALIDATION_SHARE = 10  # one in ten train questions is held out as validation
 
 
@@ -249,7 +251,8 @@ def load_task(name: str, *, path: str | Path | None = None) -> Task:
 
     Args:
         name: `shop` or `product` (bundled), a name of `BENCHMARKS` (from the Hugging Face hub),
-            or a .json / .jsonl file with `question` or `problem`, and `answer`.
+            or a .json / .jsonl file with `question` or `problem`, and `answer`: the answer alone,
+            or a solution that ends in it, in a box or after ``####``.
         path: a local copy of a benchmark's data: a folder with `train` / `test` files.
 
     Raises:
