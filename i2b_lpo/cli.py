@@ -216,7 +216,7 @@ def _train(arguments: argparse.Namespace) -> None:
 def _train_latents(arguments: argparse.Namespace) -> None:
     from i2b_lpo.config import LatentConfig
     from i2b_lpo.policy import load_policy
-    from i2b_lpo.steering import new_steering, save_steering
+    from i2b_lpo.steering import latest_version, new_steering, save_steering
     from i2b_lpo.tasks import load_task
     from i2b_lpo.train_latents import collect, steering_report, train_latents
 
@@ -229,7 +229,7 @@ def _train_latents(arguments: argparse.Namespace) -> None:
     new_steering(policy, d_z=config.d_z, fusion=config.fusion)  # refuses before minutes are spent
     source = load_policy(config.source, device=arguments.device) if config.source else policy
     examples, tokens = collect(source, task, config)
-    steering = train_latents(policy, examples, config)
+    steering = train_latents(policy, examples, config, version=latest_version(policy) + 1)
     held_out, _ = collect(
         source, task, dataclasses.replace(config, seed=config.seed + 1), split="validation",
         questions=max(20, config.questions // 5),
@@ -335,7 +335,7 @@ def _rollout(arguments: argparse.Namespace) -> None:
     with_z = config.samples and config.fusion != "none"
     traces = grow_trees(
         policy, [question], sampling, config, samples=arguments.samples, generator=generator,
-        steering=load_steering(policy) if with_z else None,
+        steering=load_steering(policy, config.latents or None) if with_z else None,
     )  # fmt: skip
     print(traces[0])
     for at, rollout in enumerate(traces[0].rollouts):
