@@ -41,7 +41,7 @@ from i2b_lpo.scoring import gather_evidence
 from i2b_lpo.tasks import load_task
 from i2b_lpo.tasks.failures import KINDS, build, failure_mode
 from i2b_lpo.tasks.shop import parse_problem
-from i2b_lpo.trace import Question, Trace
+from i2b_lpo.trace import Question, Trace, is_correct
 
 RESULTS = Path(__file__).parent / "results"
 POLICIES = ("tiny-base", "tiny-grpo")
@@ -140,8 +140,8 @@ def order(draws: Sequence[Scores]) -> dict[str, Any]:
 
 def auc(scores: Sequence[float], rewards: Sequence[float]) -> float | None:
     """Chance that a correct trajectory scores above a wrong one (ties count half)."""
-    right = [s for s, r in zip(scores, rewards, strict=True) if r > 0]
-    wrong = [s for s, r in zip(scores, rewards, strict=True) if r <= 0]
+    right = [s for s, r in zip(scores, rewards, strict=True) if is_correct(r)]
+    wrong = [s for s, r in zip(scores, rewards, strict=True) if not is_correct(r)]
     if not right or not wrong:
         return None
     return fmean((r > w) + 0.5 * (r == w) for r in right for w in wrong)
@@ -178,7 +178,7 @@ def telling(draws: Sequence[Scores], rewards: Scores) -> dict[str, Any]:
 
 
 def of_kept(kept: Sequence[bool], rewards: Sequence[float]) -> float:
-    return fmean(rewards[i] > 0 for i in chain(*SETS) if kept[i])
+    return fmean(is_correct(rewards[i]) for i in chain(*SETS) if kept[i])
 
 
 def auc_of_kept(

@@ -109,15 +109,16 @@ def _train_latents(arguments: argparse.Namespace) -> None:
     _need_new(arguments.output)
     from i2b_lpo.names import check_names
     from i2b_lpo.policy import load_policy
-    from i2b_lpo.steering import save_steering
+    from i2b_lpo.steering import latest_version, new_steering, save_steering
     from i2b_lpo.train_latents import collect, steering_report, train_latents
 
     check_names(config)
     task = _task(config)
     policy = load_policy(config.policy, device=config.device)
+    new_steering(policy, d_z=config.d_z, fusion=config.fusion)  # refuses before minutes are spent
     source = load_policy(config.source, device=config.device) if config.source else policy
     examples, tokens = collect(source, task, config)
-    steering = train_latents(policy, examples, config)
+    steering = train_latents(policy, examples, config, version=latest_version(policy) + 1)
     held_out, _ = collect(
         source, task, dataclasses.replace(config, seed=config.seed + 1), split="validation",
         questions=max(20, config.questions // 5),

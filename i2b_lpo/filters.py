@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from i2b_lpo.grpo import Scale, advantages
+from i2b_lpo.trace import is_correct
 
 __all__ = [
     "FILTERS",
@@ -73,7 +74,8 @@ def within_outcome(
     """Keep the top ⌈n·N/K⌉ of the n correct branches of a set, and likewise of the wrong [D].
 
     So a set with both outcomes keeps both, and negative advantages survive; it may keep more than
-    N of K, hence `kept_share`. Correct means R above 0. Arguments, ties and errors as in `top_n`.
+    N of K, hence `kept_share`. Correct as `is_correct` says. Arguments, ties and errors as in
+    `top_n`.
 
     Example:
         >>> within_outcome([9.0, 0.1, 0.3, 0.2], [1, 0, 1, 1], [[1, 2, 3]], keep=2)
@@ -84,7 +86,7 @@ def within_outcome(
     kept = _all_kept(scores, rewards, branch_sets, keep)
     for members in branch_sets:
         for outcome in (True, False):
-            same = [i for i in members if (rewards[i] > 0) == outcome]
+            same = [i for i in members if is_correct(rewards[i]) == outcome]
             quota = -(-len(same) * keep // len(members))  # ⌈n·N/K⌉ in whole numbers
             for loser in _ranked(same, scores)[quota:]:
                 kept[loser] = False
@@ -164,7 +166,7 @@ def renormalise(rewards: Tensor, kept: Tensor, *, scale: Scale = "std") -> Tenso
         Shape of `rewards`, float32 (float64 for float64 rewards).
 
     Raises:
-        ValueError: the shapes differ, `kept` isn't bool, or a kept reward isn't finite.
+        ValueError: the shapes differ, `kept` isn't bool, or a kept reward isn't finite or is bool.
 
     Example:
         >>> renormalise(torch.tensor([1.0, 0.0, 0.0, 1.0]), torch.tensor([True, True, False, True]))
@@ -175,6 +177,8 @@ def renormalise(rewards: Tensor, kept: Tensor, *, scale: Scale = "std") -> Tenso
             "renormalise needs rewards and a bool mask of one shape, (Q, G) or (G,), got "
             f"{tuple(rewards.shape)} and {tuple(kept.shape)} of {kept.dtype}."
         )
+    if rewards.dtype == torch.bool:
+        raise ValueError("rewards must be numbers, not bool: give torch.where(right, 1.0, 0.0).")
     if not bool(rewards[kept].isfinite().all()):
         raise ValueError("every kept reward must be finite; verify the trajectories first.")
     again = rewards.new_zeros(

@@ -48,6 +48,7 @@ class Variant:
         reduction: denominator of the loss, see `loss_normaliser`.
         clip_low: ε_low.
         clip_high: ε_high.
+        dual_clip: see `policy_loss`.
         drop_uniform: whether groups of equal reward are left out, see `informative_groups`.
         overlong_cache: L_cache of `overlong_penalty` as a share of L_max; 0 means no penalty.
     """
@@ -57,6 +58,7 @@ class Variant:
     reduction: Reduction = "token"
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float | None = 3.0
     drop_uniform: bool = False
     overlong_cache: float = 0.0
 
@@ -67,13 +69,22 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "grpo": Variant("METHOD §6 [C]"),
         "clip_higher": Variant(_DAPO, clip_high=0.28),
         "sequence_mean": Variant("GRPO, arXiv 2402.03300", reduction="sequence"),
-        "dr_grpo": Variant("Dr. GRPO, arXiv 2503.20783", scale="none", reduction="constant"),
+        "dr_grpo": Variant(
+            "Dr. GRPO, arXiv 2503.20783", scale="none", reduction="constant", dual_clip=None
+        ),
         "dynamic_sampling": Variant(_DAPO, drop_uniform=True),
         "overlong_penalty": Variant(_DAPO + ": 4096 of 20480 tokens", overlong_cache=0.2),
-        "dapo": Variant(_DAPO, clip_high=0.28, drop_uniform=True, overlong_cache=0.2),
+        "dapo": Variant(
+            _DAPO, clip_high=0.28, dual_clip=None, drop_uniform=True, overlong_cache=0.2
+        ),
     }
 )
-"""The variants of METHOD §6 by name; `dapo` is the token mean with DAPO's other three."""
+"""The variants of METHOD §6 by name; `dapo` is the token mean with DAPO's other three.
+
+One that changes a single thing keeps the rest of `grpo`, its dual clip of 3 [C] included. `dapo`
+and `dr_grpo` are the methods of their papers, which have no dual clip; verl's recipe for DAPO adds
+one of 10, which isn't meant here.
+"""
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,12 +129,15 @@ def informative_groups(rewards: Tensor) -> Tensor:
         bool, shape ``(Q,)`` or ``()``.
 
     Raises:
-        ValueError: if there is no group of at least two rewards, or a reward isn't finite.
+        ValueError: if there is no group of at least two rewards, a reward isn't finite, or they are
+            bool: rewards are numbers, with which to reckon.
 
     Example:
         >>> informative_groups(torch.tensor([[0.0, 1.0], [1.0, 1.0]]))
         tensor([ True, False])
     """
+    if rewards.dtype == torch.bool:
+        raise ValueError("rewards must be numbers, not bool: give torch.where(right, 1.0, 0.0).")
     if rewards.dim() not in (1, 2) or rewards.shape[-1] < 2:
         raise ValueError(
             "GRPO compares the answers of one group: give rewards of shape (Q, G) or (G,) with "
@@ -153,7 +167,8 @@ def advantages(rewards: Tensor, *, scale: Scale = "std", epsilon: float = 1e-4) 
         Shape of `rewards`, float32 (float64 for float64 rewards).
 
     Raises:
-        ValueError: if G < 2, a reward isn't finite, or `scale` or `epsilon` is out of range.
+        ValueError: if G < 2, a reward isn't finite or is bool, or `scale` or `epsilon` is out of
+            range.
 
     Example:
         >>> advantages(torch.tensor([1, 0, 0, 1]))

@@ -259,7 +259,7 @@ def policy_logprobs(
         repeated = any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
         if model.training and repeated and hold is None:
             raise ValueError("With gradient checkpointing, give hold= and close it after backward.")
-        log_gamma = injection.strength.log_gamma(since)
+        log_gamma = injection.strength.log_gamma(since, model.dtype)
         if injection.keys is not None:
             mask = slot_mask(attended, log_gamma, model.dtype)
     with ExitStack() as stack:

@@ -42,6 +42,7 @@ from i2b_lpo.views import (
     strategy_shares,
 )
 from i2b_lpo.views.markup import text
+from i2b_lpo.views.strip import outcome
 from i2b_lpo.views.text import label, percent
 
 __all__ = ["NAMES", "Run", "summary", "tour_page"]
@@ -289,12 +290,12 @@ def _results(
 
 def _mixed(traces: Sequence[Trace]) -> int:
     """The place of the first question with both right and wrong rollouts; 0 if there is none."""
-    mixed = (i for i, t in enumerate(traces) if len({r.reward for r in t.rollouts}) > 1)
+    mixed = (i for i, t in enumerate(traces) if len({r.correct for r in t.rollouts}) > 1)
     return next(mixed, 0)
 
 
 def _right(trace: Trace) -> int:
-    return next((i for i, r in enumerate(trace.rollouts) if r.reward == 1.0), 0)
+    return next((i for i, r in enumerate(trace.rollouts) if r.correct), 0)
 
 
 def _one_question(traces: Mapping[str, Sequence[Trace]], labeller: Labeller | None) -> str:
@@ -325,11 +326,9 @@ def _one_question(traces: Mapping[str, Sequence[Trace]], labeller: Labeller | No
 def _solutions(trace: Trace, labeller: Labeller | None) -> list[tuple[str, ...]]:
     header = ("rollout", "answer", "tokens", *(["strategies"] if labeller else []), "solution")
     rows = [header]
-    verdicts = {1.0: "✓ correct", 0.0: "✗ wrong", None: "not verified"}
     for i, rollout in enumerate(trace.rollouts):
-        verdict = verdicts.get(rollout.reward, str(rollout.reward))
         named = [_signature(trace, rollout, labeller) or "–"] if labeller else []
-        rows.append((str(i), verdict, str(len(rollout)), *named, rollout.text))
+        rows.append((str(i), outcome(rollout), str(len(rollout)), *named, rollout.text))
     return rows
 
 

@@ -249,7 +249,7 @@ def gather_evidence(
     gathered = []
     for trace, group, prior in zip(traces, rewards, priors, strict=True):
         lengths = [len(rollout) for rollout in trace.rollouts]
-        reference = reference_length(lengths, (group > 0).tolist())
+        reference = reference_length(lengths, [rollout.correct for rollout in trace.rollouts])
         gains = advantages(group).tolist() if needs.advantage else [0.0] * len(group)
         gathered.append(
             [

@@ -26,7 +26,15 @@ from i2b_lpo.policy import BUNDLED, Policy, asset_path, check_finite
 from i2b_lpo.psa import FUSIONS, Fusion, Injection, Shape, Strength
 from i2b_lpo.safety import check_sums, redact, replaced
 
-__all__ = ["Steering", "embed", "embed_pairs", "load_steering", "new_steering", "save_steering"]
+__all__ = [
+    "Steering",
+    "embed",
+    "embed_pairs",
+    "latest_version",
+    "load_steering",
+    "new_steering",
+    "save_steering",
+]
 
 SETTINGS = "steering.json"
 WEIGHTS = "steering.safetensors"
@@ -43,6 +51,8 @@ class Steering:
         fusion_name: its name in `i2b_lpo.psa.FUSIONS`.
         strength: γ(s) it was trained with.
         card: how it was trained and what was measured.
+        version: counts the trainings: each that takes the place of earlier latents raises it.
+            Branches record it, and an update refuses those of another version.
     """
 
     policy: str
@@ -51,6 +61,7 @@ class Steering:
     fusion_name: str
     strength: Strength
     card: dict[str, Any] = field(default_factory=dict)
+    version: int = 1
 
     @torch.no_grad()
     def prior(self, policy: Policy, prefixes: Sequence[Sequence[int]]) -> Gaussian:
@@ -154,10 +165,13 @@ def new_steering(
     return Steering(policy.name, cvae, FUSIONS[fusion](shape, d_z), fusion, strength or Strength())
 
 
-def save_steering(steering: Steering, folder: str | Path) -> None:
-    """Write weights (bfloat16) and settings; `load_steering` reads them back.
+def save_steering(
+    steering: Steering, folder: str | Path, *, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Write weights and settings; `load_steering` reads them back.
 
     The folder is whole or not there; earlier latents in it are replaced, other files are kept.
+    Weights are stored as `dtype`; bfloat16 would lose the small steps of reinforcement learning.
 
     Raises:
         ValueError: `folder` holds files but no latents.
@@ -166,11 +180,12 @@ def save_steering(steering: Steering, folder: str | Path) -> None:
     tensors = {}
     for name, part in (("cvae", steering.cvae), ("fusion", steering.fusion)):
         for key, parameter in part.named_parameters():
-            tensors[f"{name}.{key}"] = parameter.detach().to(torch.bfloat16).contiguous().cpu()
+            tensors[f"{name}.{key}"] = parameter.detach().to(dtype).contiguous().cpu()
         for key, buffer in part.named_buffers():  # whose range bfloat16 would spoil
             tensors[f"{name}.{key}"] = buffer.contiguous().cpu()
     settings = {
         "policy": steering.policy,
+        "version": steering.version,
         "fusion": steering.fusion_name,
         "strength": asdict(steering.strength),
         "d_z": steering.cvae.d_z,
@@ -218,11 +233,9 @@ def load_steering(
             not what was saved, or it was made for a policy of other sizes.
     """
     bundled = where is None and policy.name in BUNDLED
+    folder = _own_folder(policy) if where is None else Path(where).expanduser()
     if bundled:
-        folder = asset_path(f"{policy.name}-latents")
         check_sums(folder, bundled=True)
-    else:
-        folder = Path(where or f"{policy.name.replace('/', '--')}-latents").expanduser()
     command = redact(_making(policy, run, folder))
     if not (folder / SETTINGS).is_file():
         raise ValueError(
@@ -245,7 +258,7 @@ def load_steering(
             part.to(policy.device).eval().requires_grad_(False)
         return Steering(
             settings["policy"], cvae, fusion, settings["fusion"],
-            Strength(**settings["strength"]), settings["card"],
+            Strength(**settings["strength"]), settings["card"], _version(settings),
         )  # fmt: skip
     except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         first, *_ = str(error).splitlines()
@@ -253,3 +266,21 @@ def load_steering(
             f"The latents in {folder} don't fit {policy.name} or are damaged ({first}); make them "
             f"again with: {command}"
         ) from error
+
+
+def latest_version(policy: Policy) -> int:
+    """Version of the latents `policy` has, bundled or in the folder named after it; 0 if none."""
+    file = _own_folder(policy) / SETTINGS
+    return _version(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else 0
+
+
+def _own_folder(policy: Policy) -> Path:
+    name = f"{policy.name.replace('/', '--')}-latents"
+    return asset_path(name) if policy.name in BUNDLED else Path(name).expanduser()
+
+
+def _version(settings: dict[str, Any]) -> int:
+    version = settings.get("version", 1)  # latents from before versions are a first training
+    if type(version) is not int or version < 1:
+        raise ValueError(f"their version is {version!r}")
+    return version

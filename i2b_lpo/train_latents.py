@@ -177,6 +177,7 @@ def train_latents(
     examples: Sequence[Example],
     config: LatentConfig,
     *,
+    version: int = 1,
     on_step: Callable[[int, Elbo], None] | None = None,
 ) -> Steering:
     """Train CVAE and fusion on `examples` with the frozen `policy` as decoder.
@@ -185,6 +186,7 @@ def train_latents(
         policy: the policy on which z will be used; also the embedder.
         examples: from `collect`, of the policy itself or of the one it was trained from.
         config: objective, sizes and schedule.
+        version: of the latents; give those that take the place of others their version plus 1.
         on_step: called after each step with its number and ELBO.
 
     Raises:
@@ -222,7 +224,8 @@ def train_latents(
     for part in (cvae, fusion):
         part.eval().requires_grad_(False)
         part.zero_grad()  # what the last step left
-    return replace(steering, card={"config": asdict(config), "examples": len(examples)})
+    card = {"config": asdict(config), "examples": len(examples)}
+    return replace(steering, card=card, version=version)
 
 
 def _steer(

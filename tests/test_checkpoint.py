@@ -37,10 +37,10 @@ from i2b_lpo.config import (
     RunConfig,
 )
 from i2b_lpo.interrupt import Interrupted
-from i2b_lpo.policy import Policy
+from i2b_lpo.policy import Policy, load_policy
 from i2b_lpo.psa import Strength
 from i2b_lpo.settings import read_run
-from i2b_lpo.steering import Steering, new_steering
+from i2b_lpo.steering import Steering, load_steering, new_steering
 from i2b_lpo.trace import Question
 from i2b_lpo.train import StepRecord, train
 from i2b_lpo.update import Learner, build_learner
@@ -370,6 +370,50 @@ def test_no_checkpoints_if_none_are_wanted(tmp_path: Path) -> None:
     policy, _ = setting(config)
     train(config, policy, FakeTask(), reward=by_text, output=tmp_path, progress=False)
     assert not (tmp_path / "checkpoints").exists()
+
+
+# --- latents --------------------------------------------------------------------------------------
+
+
+def test_a_fusion_that_was_trained_is_saved_as_latents_also_after_a_stop(tmp_path: Path) -> None:
+    config = RUNS["train_psa"]
+    policy, steering = setting(config)
+    assert steering is not None
+    steering = replace(steering, version=3, card={"kept": True})
+    fresh = [p.clone() for p in steering.fusion.parameters()]
+    train(
+        config, policy, FakeTask(), steering=steering, reward=by_text, output=tmp_path / "whole",
+        progress=False,
+    )  # fmt: skip
+    assert steering.version == 3, "until its run has ended, its branches are of this version"
+    loaded = load_steering(load_policy(tmp_path / "whole" / "policy"), tmp_path / "whole/latents")
+    assert (loaded.version, loaded.strength) == (4, steering.strength)
+    assert loaded.card == {"kept": True, "train_psa_steps": 4}
+    pairs = zip(loaded.fusion.parameters(), steering.fusion.parameters(), fresh, strict=True)
+    assert all(torch.equal(a, b) and not torch.equal(a, c) for a, b, c in pairs)
+    for a, b in zip(loaded.cvae.parameters(), steering.cvae.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for stop, resume in ((True, False), (False, True)):
+        policy, again = setting(config)
+        assert again is not None
+        train(
+            config, policy, FakeTask(), steering=replace(again, version=3, card={"kept": True}),
+            reward=by_text, output=tmp_path / "parted", resume=resume,
+            stop=lambda stop=stop: stop, progress=False,
+        )  # fmt: skip
+    for file in ("steering.json", "steering.safetensors"):
+        parted, whole = (tmp_path / run / "latents" / file for run in ("parted", "whole"))
+        assert parted.read_bytes() == whole.read_bytes()
+
+
+def test_a_fusion_that_was_not_trained_is_not_saved_again(tmp_path: Path) -> None:
+    policy, steering = setting(WHOLE)
+    config = replace(WHOLE, steps=1)
+    train(
+        config, policy, FakeTask(), steering=steering, reward=by_text, output=tmp_path,
+        progress=False,
+    )  # fmt: skip
+    assert not (tmp_path / "latents").exists()
 
 
 # --- broken checkpoints ---------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from i2b_lpo.views.text import escape, number, percent, signed
 
 __all__ = ["ib_ranking", "ib_scatter"]
 
-OUTCOMES = {1.0: "correct", 0.0: "wrong"}
 SHUFFLES = 20
 
 Group = tuple[str, Style, list[tuple[Rollout, Score]]]
@@ -114,7 +113,9 @@ def ib_scatter(
 def _outcome(rollout: Rollout) -> str:
     if rollout.reward is None:
         return "not verified"
-    return OUTCOMES.get(rollout.reward, "reward between")
+    if rollout.correct:
+        return "correct"
+    return "wrong" if rollout.reward <= 0 else "reward between"
 
 
 def _members(

@@ -211,5 +211,5 @@ def _kept(traces: Sequence[Trace], settings: IBConfig) -> tuple[int, int, float]
     from i2b_lpo.scoring import filter_traces
 
     rollouts = [r for trace in filter_traces(traces, settings) for r in trace.rollouts]
-    right = [(r.reward or 0) > 0 for r in rollouts if r.kept and r.branch]
+    right = [r.correct for r in rollouts if r.kept and r.branch]
     return len(right), sum(right), fmean(right)
