@@ -43,7 +43,7 @@ docs: env ## build the site of notebooks, exercises and guides in site/html/
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -b html . site/html
 	@echo "Site: site/html/index.html"
 
-browser: env ## open three notebooks in a real Chromium and use their widgets
+browser: env ## use the widgets in a real Chromium, on a slow page too
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -rs tests/test_browser.py
 
 portable: env ## run tests and notebooks as other processors would compute them (over an hour)

@@ -75,12 +75,12 @@ def counts(task: Task, trace: Trace, taken: Sequence[int]) -> dict[str, float]:
         assert labels is not None
         if labels.well_formed:
             strategies.add(labels.signature)
-            if trace.rollouts[i].reward == 1.0:
+            if trace.rollouts[i].correct:
                 correct.add(labels.signature)
     return {
         "distinct strategies": float(len(strategies)),
         "distinct-correct": float(len(correct)),
-        "any-correct": float(any(trace.rollouts[i].reward == 1.0 for i in taken)),
+        "any-correct": float(any(trace.rollouts[i].correct for i in taken)),
         "trajectories": float(len(taken)),
     }
 

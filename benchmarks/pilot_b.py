@@ -26,6 +26,7 @@ from i2b_lpo.config import preset
 from i2b_lpo.decode import Sampling
 from i2b_lpo.evaluate import evaluate
 from i2b_lpo.policy import load_policy
+from i2b_lpo.settings import read_run
 from i2b_lpo.tasks import load_task
 from i2b_lpo.train import Learner, StepRecord, train
 from i2b_lpo.views import training_curves
@@ -80,7 +81,7 @@ def report() -> None:
         lines = (folder / "measured.jsonl").read_text().splitlines()
         steps = (folder / "metrics.jsonl").read_text().splitlines()
         runs[folder.name] = {
-            "config": json.loads((folder / "config.json").read_text()),
+            "config": read_run(folder).to_json(),
             "measured": [json.loads(line) for line in lines],
             "training": [json.loads(line) for line in steps],
         }

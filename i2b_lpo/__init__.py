@@ -1,7 +1,8 @@
 """I²B-LPO as small rooms: entropy, forks, latents, PSA, information bottleneck, GRPO.
 
-An independent reconstruction of the method of arXiv 2601.05870. Importing the package loads
-nothing else; each module is imported when it is first named:
+An independent reconstruction of the method of arXiv 2601.05870. METHOD §4 and the like, in any
+docstring, is that section of docs/method.md: what each statement rests on, [P], [S], [C], [I] or
+[D]. Importing the package loads nothing else; each module is imported when it is first named:
 
 >>> import i2b_lpo
 >>> i2b_lpo.trace.__name__

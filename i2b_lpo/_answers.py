@@ -1,72 +1,70 @@
-"""Answer text → one notation, and an exact value where it is a number: what stage 1 compares.
+"""Answer text → what it says: a number with its marks, or words, or neither. Stage 1 compares that.
 
-Takes away what is for the eye (spaces, sizes, fonts, currency, separators of thousands), writes
-Unicode as LaTeX, and splits a name, a unit, a percent sign or a base from its number.
+`_notation` gives it one notation, `_wording` takes prose and units off, `_exact` reads the number.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
 from i2b_lpo._exact import rational
+from i2b_lpo._notation import notation
+from i2b_lpo._wording import SCALES, quantity, without_prose
 
-__all__ = ["Form", "form_of"]
+__all__ = ["Form", "Words", "form_of", "is_prose"]
+
+
+@dataclass(frozen=True)
+class Words:
+    r"""An answer without any mathematics: the words of each item, in small letters.
+
+    Attributes:
+        items: between commas, "and" and "or".
+        link: ``and`` or ``or``, if one of them joins the items.
+        certain: whether they can't be variables: they stand in ``\text{…}`` or are long.
+    """
+
+    items: tuple[tuple[str, ...], ...]
+    link: str = ""
+    certain: bool = False
+
+    def same(self, other: Words) -> bool:
+        """Whether both say the same: the order counts unless the items are joined or letters."""
+        if self.link and other.link and self.link != other.link:
+            return False
+        letters = all(len(item) == 1 and len(item[0]) == 1 for item in self.items)
+        if self.link or other.link or letters:
+            return sorted(self.items) == sorted(other.items)
+        return self.items == other.items
 
 
 @dataclass(frozen=True)
 class Form:
-    """An answer in one notation, and what it says: a number, or words, or neither."""
+    """An answer in one notation, and what it says."""
 
     text: str  # the answer in one notation; what stage 2 is given
     number: Fraction | None = None
     percent: bool = False
-    tag: str = ""  # "x" of x = 5, "_8" of 37_8
-    bare_unit: bool = False  # the number was followed by plain letters: 18 eggs, or a product?
-    words: tuple[str, ...] | None = None  # of an answer without any mathematics
-    is_text: bool = False  # the words stand in \text{…}
+    degrees: bool = False
+    name: str = ""  # "x" of x = 5
+    mark: str = ""  # "_8" of 37_8, "mod 7" of 5\pmod{7}
+    maybe_product: bool = False  # plain letters follow the number: 18 abx
+    option: str = ""  # "b" of (B) 12
+    words: Words | None = None
 
 
-_UNICODE = {
-    **dict.fromkeys("‐‑‒–—−﹣", "-"),
-    **dict.fromkeys("×✕⨯", r"\times "),
-    **dict.fromkeys("·⋅∙•", r"\cdot "),
-    **dict.fromkeys("∕⁄", "/"),
-    **dict.fromkeys("€£¥₹", ""),
-    **{"÷": r"\div ", "π": r"\pi ", "√": r"\sqrt ", "∞": r"\infty ", "°": r"^\circ ", "±": r"\pm "},
-    **{"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ", "∩": r"\cap "},
-    **{"∈": r"\in ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "’": "'", "′": "'"},
-}
-_GAP = re.compile(r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![A-Za-z])")
-_GROUP_GAP = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\[,;:! ]|~)\s*(?=\d{3}(?!\d))")
-_GROUP_COMMA = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
-_GROUP_SPACE = re.compile(r"^([-+]?\d{1,3})((?: \d{3})+)(?=\D*$)")
-_SIZES = re.compile(
-    r"\\(?:left|right)(?:\.|(?![A-Za-z]))|\\(?:[bB]igg?[lr]?|displaystyle)(?![A-Za-z])"
-    r"|(?<!\\)\\[!()\[\]]|\\?\$"
-)
-_FONT = re.compile(r"\\(?:math(?:rm|bf|it|sf)|text(?:bf|it|rm|sf|normal)|[mh]box)\s*(?=\{)")
-_AND = re.compile(r"\s*(?:\\text\{[\s,;]*(?:and|or)\s*\}|,?\s(?:and|or)(?=\s))\s*")
-_INEQUALITY = re.compile(r"[<>]|\\(?:[lg](?:eq?|eqslant|t)|neq?)(?![A-Za-z])")
-_HALF_DAY = re.compile(r"\s*(?:\\text\{\s*)?([ap])\.?\s?m\b\.?\s*\}?$", re.IGNORECASE)
-# A second answer is no unit: 5\text{ or 6}, x\text{, y=3}. A digit may only be a power: m/s^2, cm2.
-_UNIT = re.compile(
-    r"(?<=[\w)}\]%])(?:(?:/|\\cdot )?\\text\{"
-    r"(?:[^{}\\<>=+\d]|(?<=[A-Za-z^])\d)*\}(?:\^(?:\d|\{-?\d\}))?)+$"
-)
-_BARE_UNIT = re.compile(
-    r"(?:(?<=[\d }%])(?:[mck]m|[mk]?g|m[lL]|ft|lbs?|oz|hrs?|min|mph|sq)\b"
-    r"|(?<=[ }%])[A-Za-z]{3,})[A-Za-z. ]*(?:\^(?:\d|\{\d\}))?$"
-)
-_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
-_SCALES |= {"trillion": 10**12, "dozen": 12}
-_PLAIN_TEXT = re.compile(r"(?=[^A-Za-z]*[A-Za-z])(?!-)[A-Za-z0-9 ,.;:()'&-]*")
-_NAME = re.compile(r"([A-Za-z]|\\[a-z]+)((?:_(?:\w|\{\w+\}))?)(?:=|\\approx)(?=[^=])")
+_NAME = re.compile(r"([A-Za-z]|\\[a-z]+)((?:_(?:\w|\{\w+\}))?)(?:=|\\(?:approx|equiv))(?=[^=])")
 _BASE = re.compile(r"(-?\d+)_(?:(\d)|\{(\d+)\})")
+_RESIDUE = re.compile(r"(.+?)\\pmod\{(\w+)\}")
+_OPTION = re.compile(r"(?:\\text\{)?(?:\(([A-J])\)|([A-J])[).:])\}?(?=[^\s=,])")
+_SINE_OF_DEGREES = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc)(?:\^\d)? ?[({]?)(\d+(?:\.\d+)?)\^\\circ"
+)
+_PLAIN_TEXT = re.compile(r"(?!-)(?:[^\W_]|[ ,.;:()'&-])*")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -78,101 +76,81 @@ def form_of(answer: str) -> Form:
         answer: the content of a box, or a bare gold answer.
 
     Example:
-        >>> form_of(r"\$1{,}234.50"), form_of("½").number, form_of(r"\text{Monday}").words
-        (Form(text='1234.50', number=Fraction(2469, 2), ...), Fraction(1, 2), ('monday',))
+        >>> form_of(r"\$1{,}234.50"), form_of("½").number
+        (Form(text='1234.50', number=Fraction(2469, 2), ...), Fraction(1, 2))
+        >>> form_of(r"\text{Monday}").words
+        Words(items=(('monday',),), link='', certain=True)
     """
     if _INTEGER.fullmatch(answer):
         return Form(answer, Fraction(int(answer)))
-    text, numeral, unit = _split_unit(_unified(answer))
-    numeral = numeral.removeprefix(r"\approx").strip()
-    tag = ""
+    text = _SINE_OF_DEGREES.sub(r"\1\\frac{\2\\pi}{180}", without_prose(notation(answer)))
+    if option := _OPTION.match(text):
+        rest = _read(text[option.end() :].strip("{} "))
+        named = rest.words and any(len(word) > 1 for item in rest.words.items for word in item)
+        if rest.number is not None or (named and ")" in option[0]):
+            return replace(rest, option=(option[1] or option[2]).lower())
+    return _read(text)
+
+
+def _read(text: str) -> Form:
+    found = quantity(text)
+    scales = [SCALES[word] for word in found.words if word in SCALES]
+    # Stage 2 must see letters that may be variables, and number words.
+    text = found.before if found.certain and not scales else found.text
+    numeral, name, mark = found.before.removeprefix(r"\approx").strip(), "", ""
     if named := _NAME.match(numeral):
-        tag, numeral = named[1] + named[2], numeral[named.end() :]
-    numeral = re.sub(r"\^\\circ(?: ?[CF])?$", "", numeral)
-    percent = numeral.endswith(r"\%") or "percent" in unit
+        name, numeral = named[1] + named[2], numeral[named.end() :]
+    percent = numeral.endswith(r"\%") or found.percent
     numeral = numeral.removesuffix(r"\%")
-    if based := _BASE.fullmatch(numeral):
-        tag, numeral = "_" + (based[2] or based[3]), based[1]
+    if residue := _RESIDUE.fullmatch(numeral):
+        numeral, mark = residue[1], f"mod {residue[2]}"
+    elif based := _BASE.fullmatch(numeral):
+        numeral, mark = based[1], f"_{based[2] or based[3]}"
     number = rational(numeral)
     if number is None:
-        words, is_text = _words(text)
-        return Form(text, words=words, is_text=is_text)
-    number *= math.prod(_SCALES.get(word, 1) for word in unit)
-    return Form(text, number, percent, tag, bare_unit=bool(unit) and r"\text" not in unit)
+        return Form(text, words=_words(found.text))
+    return Form(
+        text,
+        number * math.prod(scales),
+        percent=percent,
+        degrees=found.unit == r"^\circ" or "degrees" in found.words,
+        name=name,
+        mark=mark,
+        maybe_product=not found.certain,
+    )
 
 
-def _to_ascii(answer: str) -> str:
-    pieces: list[str] = []
-    raised = ""  # "^" or "_" while inside a run of raised or lowered characters
-    for character in answer:
-        kind = unicodedata.category(character)
-        decomposed = unicodedata.decomposition(character)
-        mark = {"<super>": "^", "<sub>": "_"}.get(decomposed.split(" ")[0], "")
-        if raised and mark != raised:
-            pieces.append("}")
-        if mark and mark != raised:
-            pieces.append(mark + "{")
-        raised = mark
-        if character in _UNICODE:
-            pieces.append(_UNICODE[character])
-        elif kind == "Nd":
-            pieces.append(str(unicodedata.decimal(character)))
-        elif decomposed.startswith("<fraction>"):
-            over = unicodedata.normalize("NFKC", character).partition("⁄")
-            pieces.append(rf"\frac{{{over[0]}}}{{{over[2]}}}" if over[2] else character)
-        elif mark or decomposed.startswith("<wide>"):
-            plain = unicodedata.normalize("NFKC", character)
-            pieces.append(_UNICODE.get(plain, plain))
-        elif kind != "Cf":  # a direction or joining mark: invisible, and no part of the answer
-            pieces.append(" " if kind in ("Zs", "Cc") else character)
-    return "".join(pieces) + ("}" if raised else "")
-
-
-def _unified(answer: str) -> str:
-    text = answer if answer.isascii() and answer.isprintable() else _to_ascii(answer)
-    text = _SIZES.sub("", _GROUP_GAP.sub("", text))
-    if not re.search(r"[(\[]|\\\{", text):  # within brackets a comma separates
-        text = _GROUP_COMMA.sub(lambda match: match[0].replace(",", ""), text)
-    text = re.sub(r" +", " ", _GAP.sub(" ", text))
-    text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
-    text = re.sub(r"\\frac\s*\\pi(?![A-Za-z])\s*", r"\\frac{\\pi}", text)
-    text = _FONT.sub(r"\\text", text)
-    text = re.sub(r"\\text\{([ei])\}", r" \1", text)  # upright constants, not units
-    text = re.sub(r"\\text\{([^{}A-Za-z\\]*)\}", r"\1", text)
-    if not _INEQUALITY.search(text):  # there "and" is not "or"
-        text = _AND.sub(",", text)
-    text = re.sub(r",\s*(?=,)", "", text)
-    text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])", r"^\\circ", text)
-    text = re.sub(r"(?<!\\)%", r"\\%", text)
-    text = re.sub(r"([_^])\{(\w)\}(?!\w)", r"\1\2", text)
-    # A space between two letters or digits separates; every other one is for the eye.
-    text = re.sub(r" (?![A-Za-z0-9])|(?<![A-Za-z0-9]) |(?<=\d) (?=[A-Za-z]\b)", "", text)
-    text = _HALF_DAY.sub(lambda m: f"{m[1].lower()}m", text) if ":" in text else text
-    text = text.lstrip(" ").rstrip(" .,;:")
-    text = _GROUP_SPACE.sub(lambda match: match[1] + match[2].replace(" ", ""), text)
-    while inner := re.fullmatch(r"\{([^{}]*)\}|\(([A-Za-z])\)", text):
-        text = inner[1] if inner[2] is None else inner[2]
-    return text
-
-
-def _split_unit(text: str) -> tuple[str, str, list[str]]:
-    # → the text for stage 2, what stands before the unit, and the unit's words, "\text" among them.
-    unit = _UNIT.search(text) or _BARE_UNIT.search(text)
-    if unit is None or not re.search(r"\d|\\pi", text[: unit.start()]):
-        return text, text, []
-    words = re.findall(r"\\?[a-z]+", unit[0].lower())
-    before = text[: unit.start()].rstrip()
-    # Stage 2 must see letters that may be variables, and number words.
-    unitless = r"\text" in words and not _SCALES.keys() & words
-    return before if unitless else text, before, words
-
-
-def _words(text: str) -> tuple[tuple[str, ...] | None, bool]:
-    plain = re.sub(r"\\text(?=\{)|[{}]", "", text)
-    if not _PLAIN_TEXT.fullmatch(plain):
-        return None, False
-    words = re.findall(r"[a-z0-9]+", plain.lower())
-    if "," in plain and all(len(word) == 1 for word in words):
-        words.sort()  # a choice of several letters
+def _words(text: str) -> Words | None:
+    plain = re.sub(r"\\text(?=\{)|[{}]", "", text).casefold()
+    if not _PLAIN_TEXT.fullmatch(plain) or not re.search(r"[^\W\d_]", plain):
+        return None
+    links = re.findall(r"&|\b(?:and|or)\b", plain)
+    parts = (re.findall(r"[^\W_]+", part) for part in re.split(r"[,;&]|\b(?:and|or)\b", plain))
+    items = tuple(tuple(part) for part in parts if part)
     outside = re.sub(r"\\text\{[^{}]*\}", "", text)
-    return tuple(words), not re.search(r"[A-Za-z0-9]", outside)
+    certain = not re.search(r"[^\W_]", outside) or (
+        any(len(word) >= 5 for item in items for word in item)
+        and not re.search(r"[\d(-]", plain)  # an expression
+    )
+    return Words(items, "or" if "or" in links else "and" if links else "", certain)
+
+
+_COMMAND = re.compile(r"\\(?:begin|end)\{\w*\}|\\[A-Za-z]+")
+_WORD = re.compile(r"(?<![^\W_])(?!(?:and|or|[A-Z]+)(?![^\W\d_]))[^\W\d_]{2,}")
+
+
+def is_prose(form: Form) -> bool:
+    r"""Whether an answer is a sentence, or words around a number that aren't read as its unit.
+
+    ``18 dollars and 50 cents`` and ``He has 5 apples left``: as a gold answer nothing but the same
+    words would equal it. ``June 20`` is a name.
+    """
+    if form.number is not None:
+        return False
+    words = len(_WORD.findall(_COMMAND.sub(" ", form.text)))
+    begins = re.match(r"[-(]*\d+(?!\d|st|nd|rd|th)", form.text)
+    return (
+        words > 7
+        or (words > 0 and begins is not None)
+        or (words > 1 and re.search(r"\d", form.text) is not None)
+    )

@@ -132,7 +132,7 @@ class _Reader:
             part = self._fraction()
         else:
             return value
-        if not 0 < part < 1:
+        if not 0 <= part < 1:
             raise _NotRationalError
         return value + part
 

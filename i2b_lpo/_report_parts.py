@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from i2b_lpo.trace import Question
-from i2b_lpo.views import View
+from i2b_lpo.views import View, markup
 from i2b_lpo.views.markup import text
 
-__all__ = ["asked", "details", "drawing", "listing", "paragraph", "section"]
+__all__ = ["asked", "details", "drawing", "intervals", "listing", "paragraph", "section"]
 
 
 def section(name: str, title: str, *parts: str) -> str:
@@ -37,6 +37,11 @@ def drawing(view: View, name: str, caption: str) -> str:
 def details(title: str, *parts: str) -> str:
     """HTML parts that open on a click."""
     return f"<details><summary>{text(title)}</summary>\n{''.join(parts)}\n</details>\n"
+
+
+def intervals(rows: Sequence[Sequence[str]]) -> str:
+    """A table of numbers; an interval stands whole, under its mean."""
+    return markup.table([[cell.replace(" [", "\n[") for cell in row] for row in rows])
 
 
 def asked(question: Question) -> str:

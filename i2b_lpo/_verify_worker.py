@@ -4,11 +4,11 @@ Why a process. ``9^{9^{9^9}}`` keeps sympy busy for ever inside one C call that 
 can stop, and math-verify's own time limits use ``signal.alarm``: they fail outside the main thread
 and disarm the caller's alarm. Here its limits are off and the kernel ends the process.
 
-How. ``python -P _verify_worker.py`` (this file; it imports nothing of the package) imports
-math-verify once, then answers one line of JSON per comparison. Where ``os.fork`` exists, each
-comparison runs in a fork of that warm process with a timer and a memory limit of its own: ending
-one costs nothing, and no answer influences the next. Elsewhere the worker compares by itself, and
-the parent (`i2b_lpo._verify_pool`) ends and restarts it (about 1 s).
+How. ``python -P _verify_worker.py`` (this file; of the package it loads `_verify_math` alone)
+imports math-verify once, then answers one line of JSON per comparison. Where ``os.fork`` exists,
+each comparison runs in a fork of that warm process with a timer and a memory limit of its own:
+ending one costs nothing, and no answer influences the next. Elsewhere the worker compares by
+itself, and the parent (`i2b_lpo._verify_pool`) ends and restarts it (about 1 s).
 
 The strings come from a model and are only parsed as LaTeX: ``sympify`` and ``parse_expr``, which
 execute text, are reached by math-verify's extractor of plain expressions alone, and that one is not
@@ -24,8 +24,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, cast
 
 __all__ = ["Outcome", "serve"]
@@ -34,7 +36,6 @@ Outcome = Literal["correct", "wrong", "unparsable", "timeout"]
 
 MEMORY_LIMIT = 512 * 2**20  # bytes one comparison may allocate above the idle worker
 ORPHAN_CHECK = 1.0  # seconds between two looks whether the parent lives
-DECIMAL_TOLERANCE = 1e-6  # relative: how close a decimal answer must come to an irrational one
 
 # Compared, each with the next, before the first request: the parser's tables fill up with the usual
 # forms of an answer, and every fork inherits them. The first two are equal, as a check.
@@ -55,7 +56,24 @@ WARM_UP = (
     r"x^2-3x+2",
     r"\cos^2\alpha",
     r"-2\le x\le 7",
+    r"[-2,7]",
+    r"x\ge 3\text{or}x<1",
 )
+
+
+@cache
+def _mathematics() -> Any:
+    # By its place: the package need not be importable where a worker is started.
+    spec = spec_from_file_location("_verify_math", Path(__file__).with_name("_verify_math.py"))
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def compare(gold: str, answer: str) -> Outcome:
+    """Return what `_verify_math.compare` says."""
+    return cast(Outcome, _mathematics().compare(gold, answer))
 
 
 def outcome_of(gold: str, answer: str) -> Outcome:
@@ -66,151 +84,6 @@ def outcome_of(gold: str, answer: str) -> Outcome:
         return "timeout"
     except Exception:
         return "unparsable"
-
-
-def compare(gold: str, answer: str) -> Outcome:
-    r"""Ask math-verify, and check its yes.
-
-    Switched off in math-verify 0.9: units, because it takes the last letter of ``3t`` and ``3h``
-    for one, and the search for another expression in an answer that cannot be read as a whole. It
-    also says yes to values closer than 1e-15 (``1/2^99 = 1/2^98``) and to equations without a real
-    solution (``x^2+1=0`` = ``x^2+2=0``): there `refuted` and `_same_solutions` say no.
-    """
-    math_verify = import_module("math_verify")
-    normalization = import_module("latex2sympy2_extended").NormalizationConfig(
-        basic_latex=True,
-        units=False,
-        malformed_operators=True,
-        nits=True,
-        boxed="last",
-        equations=False,
-    )
-    config = math_verify.LatexExtractionConfig(
-        try_extract_without_anchor=False,
-        boxed_match_priority=0,
-        normalization_config=normalization,
-    )
-
-    def parse(latex: str) -> Any:
-        found = math_verify.parse(
-            rf"\boxed{{{latex}}}", extraction_config=[config], parsing_timeout=None
-        )
-        return next((item for item in found if not isinstance(item, str)), None)
-
-    reference, candidate = parse(gold), parse(answer)
-    if candidate is None:
-        return "unparsable"
-    if reference is None:
-        return "wrong"
-    reference, candidate = _with_same_symbols(reference, candidate)
-    if refuted(reference, candidate):
-        return "wrong"
-    sympy = import_module("sympy")
-    equations = isinstance(reference, sympy.Eq) and isinstance(candidate, sympy.Eq)
-    if equations and _multiples(reference, candidate):
-        return "correct"
-    if not math_verify.verify(reference, candidate, timeout_seconds=None):
-        return "wrong"
-    return "wrong" if equations and not _same_solutions(reference, candidate) else "correct"
-
-
-def _with_same_symbols(gold: Any, answer: Any) -> tuple[Any, Any]:
-    # The parser makes `i` a letter, and all letters real or not by the looks of each text: 2 i and
-    # 2i would differ.
-    sympy = import_module("sympy")
-    symbols = gold.free_symbols | answer.free_symbols
-    names = {symbol.name for symbol in symbols}
-    if len(names) == len(symbols) and "i" not in names:
-        return gold, answer
-    same = {s: sympy.I if s.name == "i" else sympy.Symbol(s.name) for s in symbols}
-    return gold.xreplace(same), answer.xreplace(same)
-
-
-def refuted(gold: Any, answer: Any) -> bool:
-    """Return True where two expressions have different values for certain.
-
-    Asked before math-verify: most wrong answers end here, before `simplify` works on them in vain.
-    """
-    sympy = import_module("sympy")
-    if isinstance(gold, sympy.Eq) and isinstance(answer, sympy.Eq):
-        return False
-    if isinstance(gold, sympy.Eq):
-        gold = gold.rhs
-    if isinstance(answer, sympy.Eq):
-        if not answer.free_symbols and _differ(answer.lhs, answer.rhs):
-            return True  # 4 = 5 is no way to write 5
-        answer = answer.rhs
-    ours, theirs = _parts(gold), _parts(answer)
-    if ours and theirs:
-        return len(ours) != len(theirs) or any(
-            all(refuted(one, other) for other in theirs) for one in ours
-        )
-    return _differ(gold, answer)
-
-
-def _parts(value: Any) -> list[Any]:
-    sympy = import_module("sympy")
-    if isinstance(value, sympy.Interval):
-        return [value.start, value.end]
-    if isinstance(value, sympy.FiniteSet | sympy.Tuple):
-        return list(value.args)
-    if isinstance(value, sympy.MatrixBase):
-        return list(value.flat())
-    return []
-
-
-def _differ(gold: Any, answer: Any) -> bool:
-    sympy = import_module("sympy")
-    both = (gold, answer)
-    if not all(isinstance(side, sympy.Expr) for side in both):
-        return False
-    # A symbol against a product is math-verify's comparison of words; 20 % equals 20 by its rule.
-    if any(side.is_Symbol or side.has(sympy.UnevaluatedExpr) for side in both):
-        return False
-    symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
-    point = {symbol: sympy.Rational(137 + 29 * i, 101) for i, symbol in enumerate(symbols)}
-    try:
-        ours, theirs = (side.doit().subs(point) for side in both)
-        # evalf raises its precision until the difference shows a digit or `maxn` is reached; one
-        # bit of precision left means that it never did.
-        difference = [part.evalf(15, maxn=200) for part in (ours - theirs).as_real_imag()]
-    except (ArithmeticError, AttributeError, NotImplementedError, TypeError, ValueError):
-        return False
-    if not all(part.is_Float or part.is_zero for part in difference):
-        return False
-    if any(side.has(sympy.Float) for side in both):
-        size = max(abs(side.evalf(15)) for side in (ours, theirs))
-        return any(abs(part) > DECIMAL_TOLERANCE * size for part in difference)
-    return any(not part.is_zero and part._prec > 1 for part in difference)
-
-
-def _multiples(gold: Any, answer: Any) -> bool:
-    # 2x = 1 is x = 1/2. Not every side of an equation is a number: x ∈ [0, 1] is one to the parser.
-    sympy = import_module("sympy")
-    if not all(isinstance(side, sympy.Expr) for side in (*gold.args, *answer.args)):
-        return False
-    ratio = sympy.simplify((gold.lhs - gold.rhs) / (answer.lhs - answer.rhs))
-    return bool(ratio.is_number and ratio.is_finite and not ratio.is_zero)
-
-
-def _same_solutions(gold: Any, answer: Any) -> bool:
-    sympy = import_module("sympy")
-    if not all(isinstance(side, sympy.Expr) for side in (*gold.args, *answer.args)):
-        return True
-    symbols = sorted(gold.free_symbols, key=str)
-    if not symbols:
-        return False
-    try:
-        ours, theirs = (sympy.solve(side.doit(), symbols, dict=True) for side in (gold, answer))
-    except NotImplementedError:
-        return False
-    return bool(ours) and all(
-        any(
-            one.keys() == other.keys() and not any(_differ(one[s], other[s]) for s in one)
-            for other in theirs
-        )
-        for one in ours
-    )
 
 
 def _limit_this_process(seconds: float) -> None:

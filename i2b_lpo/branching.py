@@ -247,6 +247,7 @@ def _grow(
                 z=tuple(z[at].tolist()),
                 gamma=strength.gamma,
                 decay=strength.decay,
+                version=steering.version,
             )
         where.append((fork.tree, len(added[fork.tree])))
         added[fork.tree].append(

@@ -17,7 +17,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from i2b_lpo.safety import file_sum, redact
+from i2b_lpo.sections import flat
 from i2b_lpo.sharding import gathered, scatter_like
 from i2b_lpo.storage import staged
 from i2b_lpo.tasks import Task
@@ -40,10 +41,12 @@ WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 METRICS, MANIFEST = "metrics.jsonl", "manifest.json"
 FILES = (WEIGHTS, OPTIMIZER, METRICS)
 FORMAT = 1
-# What may differ when a run goes on: how far, how often it is saved, …
-FREE = {"steps", "checkpoint.every", "checkpoint.keep"}
-# … and what bounds memory; it changes the order of sums, or which rows are decoded together.
-NOT_BIT_FOR_BIT = {"rollout.batch", "grpo.micro_tokens", "gradient_checkpointing"}
+# What may differ when a run goes on: how far, how often it is saved, where its questions and
+# latents lie (their sums tell what they are), all that is idle beside the other settings, …
+FREE = {"steps", "checkpoint.every", "checkpoint.keep", "data", "branch.latents"}
+# … and where it runs and what bounds memory; it changes the order of sums, or which rows are
+# decoded together.
+NOT_BIT_FOR_BIT = {"device", "rollout.batch", "grpo.micro_tokens", "gradient_checkpointing"}
 
 
 class CheckpointWarning(UserWarning):
@@ -199,14 +202,16 @@ def _identity(learner: Learner, task: Task, step: int) -> dict[str, Any]:
             for part, module in modules.items()
             for name, tensor in module.state_dict().items()
         }
+    strength = None if steering is None else [steering.fusion_name, asdict(steering.strength)]
+    idle = config.idle()
     return {
-        "config": redact(config.to_json()),
+        "config": redact({k: v for k, v in flat(config).items() if k not in idle}),
         "processes": learner.accelerator.num_processes,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "sums": {
             "prompts": _sum(json.dumps([tokenizer, policy.instruction]).encode()),
             "questions": _sum(json.dumps(questions).encode()),
-            "latents": _sum(save(frozen)),
+            "latents": _sum(save(frozen) + json.dumps(strength).encode()),
         },
     }
 
@@ -233,14 +238,9 @@ def _checked(folder: Path) -> Checkpoint:
     return Checkpoint(folder, manifest["step"], manifest)
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+def _change(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    was, is_now = (repr(s[name]) if name in s else "idle" for s in (before, now))
+    return f"{name} {was} → {is_now}"
 
 
 def _refuse_other(learner: Learner, task: Task, checkpoint: Checkpoint) -> None:
@@ -253,10 +253,10 @@ def _refuse_other(learner: Learner, task: Task, checkpoint: Checkpoint) -> None:
             f"{new['processes']}: each draws its own random numbers, so the run would become "
             f"another one. Go on with {old['processes']}."
         )
-    before, now = _flat(old["config"]), _flat(new["config"])
+    before, now = old["config"], new["config"]
     changed = [k for k in sorted(before | now) if before.get(k) != now.get(k) and k not in FREE]
     if refused := [k for k in changed if k not in NOT_BIT_FOR_BIT]:
-        listed = ", ".join(f"{k} {before.get(k)!r} → {now.get(k)!r}" for k in refused)
+        listed = ", ".join(_change(k, before, now) for k in refused)
         raise ValueError(
             f"{where} has other settings than this run ({listed}); go on with the same ones, or "
             "start in another folder."
@@ -271,7 +271,7 @@ def _refuse_other(learner: Learner, task: Task, checkpoint: Checkpoint) -> None:
             f"{where} was made with other data: {', '.join(different)} changed since. Bring back "
             "what was there, or start in another folder."
         )
-    drift = [f"{k} {before[k]!r} → {now[k]!r}" for k in changed]
+    drift = [_change(k, before, now) for k in changed]
     drift += [
         f"{k} {v} → {new['versions'][k]}"
         for k, v in old["versions"].items()

@@ -1,213 +1,49 @@
-"""All settings of a run, nested by stage, and the presets with the source of each value.
+"""All settings of each command, nested by stage, and the presets with the source of each value.
 
-`[C]` and `[D]` as in the method's notes: read in the released code, decided here.
+`[C]` and `[D]` as in the method's notes: read in the released code, decided here. Files of them
+are in `i2b_lpo.settings`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from i2b_lpo.safety import redact
-from i2b_lpo.storage import write_text
+from i2b_lpo.groundwork import LatentConfig, PretrainConfig
+from i2b_lpo.sections import (
+    NO_IB,
+    BranchConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    GRPOConfig,
+    IBConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    at_least,
+    check_seed,
+    need,
+)
 
 __all__ = [
+    "METHODS",
+    "NO_IB",
     "PRESETS",
     "BranchConfig",
     "CheckpointConfig",
+    "EvaluateConfig",
     "EvaluationConfig",
     "GRPOConfig",
     "IBConfig",
     "LatentConfig",
     "OptimizerConfig",
+    "PretrainConfig",
     "RolloutConfig",
     "RunConfig",
+    "SampleConfig",
+    "TourConfig",
     "preset",
 ]
-
-
-def _need(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-@dataclass(frozen=True)
-class RolloutConfig:
-    """First rollouts: `samples` M per question, and how their tokens are drawn.
-
-    Attributes:
-        batch: rows decoded at a time; it bounds the memory.
-        max_prompt_tokens: questions with longer prompts are left out, counted and listed [C].
-    """
-
-    samples: int = 8
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 160
-    batch: int = 128
-    max_prompt_tokens: int = 2048
-
-    def __post_init__(self) -> None:
-        _need(self.samples >= 1, f"rollout.samples is {self.samples}; give at least 1.")
-        _need(self.temperature > 0, "rollout.temperature must be above 0; training needs samples.")
-
-
-@dataclass(frozen=True)
-class BranchConfig:
-    """Forks and branches: METHOD §2–§4.
-
-    Attributes:
-        samples: K branches per fork; 0 is GRPO without branches.
-        rounds: 1 forks the rollouts, 2 their branches too, …
-        rule: an entry of `i2b_lpo.entropy.FORK_RULES`.
-        fraction: share of a rollout's tokens that `top_fraction` chooses from.
-        fusion: an entry of `i2b_lpo.psa.FUSIONS`, or "none" for plain re-sampling from the fork.
-        latents: folder of the trained latents; "" takes the policy's own.
-        sampler: an entry of `i2b_lpo.latent.SAMPLERS`.
-    """
-
-    samples: int = 0
-    rounds: int = 1
-    rule: str = "top_fraction"
-    fraction: float = 0.05
-    fusion: str = "psa"
-    latents: str = ""
-    sampler: str = "spread"
-
-    def __post_init__(self) -> None:
-        _need(self.samples >= 0, f"branch.samples is {self.samples}; give 0 (none) or more.")
-        _need(self.rounds >= 1, f"branch.rounds is {self.rounds}; give at least 1.")
-        _need(0 < self.fraction <= 1, f"branch.fraction is {self.fraction}; give 0 to 1.")
-
-
-@dataclass(frozen=True)
-class GRPOConfig:
-    """The update of METHOD §6.
-
-    Attributes:
-        variant: an entry of `i2b_lpo.grpo.VARIANTS`: how advantages are scaled, which denominator
-            and clip range the loss has, which groups are dropped.
-        alpha: coefficient of the self-reward term α A H; 0 switches it off.
-        updates: optimizer steps per batch of rollouts; 1 is on-policy.
-        logprob: how branches sampled with z are trained: `latent`, with their z; `plain`, without
-            it, each token weighted by the clipped ratio of π_old without and with z.
-        ratio_cap: C, the bound of that ratio.
-        train_psa: let the `latent` mode train the fusion too; its latents stay frozen.
-        micro_tokens: padded tokens in one forward and backward pass; it bounds the memory and
-            never changes the result.
-    """
-
-    variant: str = "grpo"
-    alpha: float = 0.0
-    updates: int = 1
-    logprob: str = "latent"
-    ratio_cap: float = 2.0
-    train_psa: bool = False
-    micro_tokens: int = 4096
-
-    def __post_init__(self) -> None:
-        _need(self.updates >= 1, f"grpo.updates is {self.updates}; give at least 1.")
-        _need(
-            self.logprob in ("latent", "plain"),
-            f"grpo.logprob is {self.logprob!r}; choose latent or plain.",
-        )
-        _need(self.ratio_cap > 0, f"grpo.ratio_cap is {self.ratio_cap}; give a positive number.")
-        _need(
-            not self.train_psa or self.logprob == "latent",
-            "grpo.train_psa needs grpo.logprob latent: without z the fusion gets no gradient.",
-        )
-        _need(self.micro_tokens >= 1, f"grpo.micro_tokens is {self.micro_tokens}; give at least 1.")
-
-
-@dataclass(frozen=True)
-class IBConfig:
-    """The information bottleneck of METHOD §5; the numbers were chosen on validation [D].
-
-    Attributes:
-        estimator: an entry of `i2b_lpo.ib.ESTIMATORS`; "none" computes no score.
-        beta_ib: β_IB, what information about the answer is worth.
-        cost_weight: λ, what the description excess costs.
-        clip_nats: κ in nats, the most that one token adds to the description.
-        filter: an entry of `i2b_lpo.ib.FILTERS`; "none" keeps every branch.
-        keep: N, branches kept of each branch set.
-        renormalise: advantages again over the kept ones.
-    """
-
-    estimator: str = "answer_information"
-    beta_ib: float = 1.0
-    cost_weight: float = 1.0
-    clip_nats: float = 4.0
-    filter: str = "top_n"
-    keep: int = 2
-    renormalise: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("beta_ib", "cost_weight"):
-            value = getattr(self, name)
-            _need(
-                0 <= value < math.inf, f"ib.{name} is {value}; give a finite number from 0 upwards."
-            )
-        _need(
-            0 < self.clip_nats < math.inf,
-            f"ib.clip_nats is {self.clip_nats}; give a finite number of nats above 0.",
-        )
-        _need(self.keep >= 1, f"ib.keep is {self.keep}; keep at least 1 branch of each set.")
-        _need(
-            self.estimator != "none" or self.filter == "none",
-            f"ib.filter {self.filter!r} needs scores; name an ib.estimator.",
-        )
-
-
-NO_IB = IBConfig(estimator="none", filter="none")
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW without weight decay, constant rate after a short warm-up."""
-
-    learning_rate: float = 4e-4
-    warmup_steps: int = 5
-    max_grad_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        _need(
-            0 < self.learning_rate < 1,
-            f"optimizer.learning_rate is {self.learning_rate}; give a number between 0 and 1.",
-        )
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """How a policy is measured: greedy, and `samples` at the training temperature."""
-
-    questions: int = 150
-    samples: int = 8
-
-    def __post_init__(self) -> None:
-        _need(self.questions >= 1, "evaluation.questions must be at least 1.")
-        _need(self.samples >= 1, "evaluation.samples must be at least 1.")
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """How often a run is saved, and how many of its newest checkpoints stay.
-
-    Attributes:
-        every: steps from one checkpoint to the next; a run that a signal ends, and a finished one,
-            are saved too. 0 saves nothing.
-        keep: checkpoints that stay. One takes 12 bytes a parameter: weights and AdamW's moments.
-    """
-
-    every: int = 10
-    keep: int = 2
-
-    def __post_init__(self) -> None:
-        _need(self.every >= 0, f"checkpoint.every is {self.every}; give 0 (none) or more steps.")
-        _need(self.keep >= 1, f"checkpoint.keep is {self.keep}; keep at least 1.")
 
 
 @dataclass(frozen=True)
@@ -215,6 +51,9 @@ class RunConfig:
     """One training run.
 
     Attributes:
+        policy, task, data, device: what the command line loads, and where: names or folders, a
+            local copy of a benchmark's data (its folder) and cpu or cuda. In Python, `train` is
+            given them.
         questions: in a step, over all processes.
         gradient_checkpointing: compute activations again in the backward pass; less memory.
         shard: split weights, gradients and optimizer state over the processes (FSDP2).
@@ -222,6 +61,8 @@ class RunConfig:
 
     policy: str = "tiny-base"
     task: str = "shop"
+    data: str = ""
+    device: str = "cpu"
     seed: int = 0
     steps: int = 60
     questions: int = 12
@@ -230,18 +71,34 @@ class RunConfig:
     ib: IBConfig = NO_IB
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     gradient_checkpointing: bool = False
     shard: bool = False
 
     def __post_init__(self) -> None:
-        _need(self.steps >= 1, f"steps is {self.steps}; give at least 1.")
-        _need(self.questions >= 1, f"questions is {self.questions}; give at least 1.")
-        _need(
-            self.rollout.samples * (1 + self.branch.samples) >= 2,
-            f"rollout.samples is {self.rollout.samples}; a group needs at least 2.",
+        check_seed(self.seed)
+        at_least(1, self, "", "steps", "questions")
+        need(
+            self.rollout.temperature > 0,
+            "rollout.temperature must be above 0; training needs samples.",
         )
+        need(
+            not self.grpo.train_psa or (self.branch.samples > 0 and self.branch.fusion != "none"),
+            "grpo.train_psa has nothing to train: no branch has a z, see branch.samples and "
+            "branch.fusion.",
+        )
+        need(
+            self.group >= 2, f"rollout.samples is {self.rollout.samples}; a group needs at least 2."
+        )
+
+    @property
+    def group(self) -> int:
+        """G, the trajectories of a question: M rollouts, and K branches of each in each round."""
+        latest = total = self.rollout.samples
+        for _ in range(self.branch.rounds):
+            latest *= self.branch.samples
+            total += latest
+        return total
 
     def with_method(self, name: str) -> RunConfig:
         """These settings under another method: `grpo`, or `i2b-lpo` with groups of the same size.
@@ -249,82 +106,136 @@ class RunConfig:
         I²B-LPO with K = 3 branches a rollout [C]: M = G/(1+K) first rollouts, forks, latents with
         PSA, S_IB, the Top-2 filter and the self-reward term (METHOD §0).
 
+        A method owns M, `branch`, `ib`, `grpo.alpha` and `grpo.train_psa` and sets them anew,
+        whatever they were; of them only G is kept. So the last method alone counts, and your own
+        values of these come after it.
+
         Raises:
             ValueError: unknown name, or a group that 1+K doesn't divide.
         """
-        if name == "grpo":
-            return dataclasses.replace(self, branch=BranchConfig(), ib=NO_IB)
-        _need(name == "i2b-lpo", f"Unknown method {name!r}; choose grpo or i2b-lpo.")
-        branches = 3
-        first, rest = divmod(self.rollout.samples, 1 + branches)
-        _need(
+        need(name in METHODS, f"Unknown method {name!r}; choose {' or '.join(METHODS)}.")
+        branches, alpha = (3, 0.005) if name == "i2b-lpo" else (0, 0.0)
+        first, rest = divmod(self.group, 1 + branches)
+        need(
             rest == 0,
-            f"rollout.samples is {self.rollout.samples}; I²B-LPO needs a multiple of "
-            f"{1 + branches}: each first rollout with its {branches} branches.",
+            f"A group has {self.group} trajectories (rollout.samples is {self.rollout.samples}); "
+            f"I²B-LPO needs a multiple of {1 + branches}: each first rollout with its {branches} "
+            "branches.",
         )
         return dataclasses.replace(
             self,
             rollout=dataclasses.replace(self.rollout, samples=first),
             branch=BranchConfig(samples=branches),
-            ib=IBConfig(),
-            grpo=dataclasses.replace(self.grpo, alpha=0.005),
+            ib=IBConfig() if branches else NO_IB,
+            grpo=dataclasses.replace(self.grpo, alpha=alpha, train_psa=False),
         )
+
+    def idle(self) -> dict[str, str]:
+        """The settings that change nothing beside the others → why."""
+        idle = {f"branch.{name}": why for name, why in self.branch.idle().items()}
+        idle |= {f"ib.{name}": why for name, why in self.ib.idle().items()}
+        if not self.branch.samples or self.branch.fusion == "none":
+            idle |= dict.fromkeys(("grpo.logprob", "grpo.ratio_cap"), "no branch has a z")
+        elif self.grpo.logprob == "latent":
+            idle["grpo.ratio_cap"] = "grpo.logprob is latent"
+        return idle
 
     def to_json(self) -> dict[str, Any]:
         """All settings as a plain dict."""
         return dataclasses.asdict(self)
 
-    def save(self, path: Path) -> None:
-        """Write all settings as JSON, secrets replaced."""
-        write_text(path, json.dumps(redact(self.to_json()), indent=2) + "\n")
+
+METHODS = ("grpo", "i2b-lpo")
 
 
 @dataclass(frozen=True)
-class LatentConfig:
-    """How latents are trained (METHOD §3); the values are tuned on the bundled policies [D].
+class TourConfig:
+    """The tour: one training by each method on the task `shop`, and how they are measured.
 
     Attributes:
-        source: the policy whose rollouts are learnt from; "" is the steered policy itself.
-        objective: `steer` (the frozen policy with the fusion is the decoder) or `selector`.
-        fusion: an entry of `i2b_lpo.psa.FUSIONS`.
-        d_z: dimensions of z.
-        questions, samples: train questions and rollouts of each.
-        forks: forks taken from each rollout.
-        horizon: tokens of a continuation that are learnt from; beyond it γ has faded.
-        gamma, decay: γ_0 and s_0.
-        selector_steps: steps of the `selector` objective, which `steer` starts from.
-        fusion_first: share of the steps in which only the fusion learns; then the CVAE joins, and
-            β_KL rises from 0 to `beta_kl` over a quarter of the steps.
-        free_bits: nats per dimension below which the KL costs nothing more.
+        latents: folder of the policy's latents; "" takes its own.
+        evaluation: of the policy before and after.
     """
 
-    source: str = ""
-    objective: str = "steer"
-    fusion: str = "psa"
+    policy: str = "tiny-base"
+    latents: str = ""
     seed: int = 0
-    d_z: int = 8
-    questions: int = 600
-    samples: int = 4
-    forks: int = 2
-    rule: str = "top_fraction"
-    horizon: int = 8
-    steps: int = 500
-    batch: int = 64
-    learning_rate: float = 2e-3
-    beta_kl: float = 0.4
-    selector_steps: int = 400
-    fusion_first: float = 0.5
-    free_bits: float = 0.1
-    gamma: float = 1.0
-    decay: float | None = 0.5
+    steps: int = 60
+    questions: int = 12
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        for name in ("d_z", "questions", "samples", "forks", "horizon", "steps", "batch"):
-            _need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give at least 1.")
-        _need(
-            self.objective in ("steer", "selector"),
-            f"objective is {self.objective!r}; choose steer or selector.",
+        need(
+            self.grpo.alpha == 0,
+            f"grpo.alpha is {self.grpo.alpha}; the tour's methods set it, leave it out.",
         )
+        for method in METHODS:
+            self.run(method)  # refuses here what a training would refuse later
+
+    def run(self, method: str) -> RunConfig:
+        """The training by one of the methods; without checkpoints, heavier than the minutes."""
+        run = RunConfig(
+            policy=self.policy,
+            seed=self.seed,
+            steps=self.steps,
+            questions=self.questions,
+            rollout=self.rollout,
+            grpo=self.grpo,
+            optimizer=self.optimizer,
+            checkpoint=CheckpointConfig(every=0),
+        ).with_method(method)
+        latents = self.latents if run.branch.samples else ""
+        return dataclasses.replace(run, branch=dataclasses.replace(run.branch, latents=latents))
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What `i2b-lpo evaluate` measures; policy, task, data and device as in `RunConfig`."""
+
+    policy: str = "tiny-base"
+    task: str = "shop"
+    data: str = ""
+    device: str = "cpu"
+    split: str = "validation"
+    seed: int = 0
+    questions: int = 150
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        at_least(1, self, "", "questions")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """What `i2b-lpo rollout` samples; policy, task, data and device as in `RunConfig`.
+
+    Attributes:
+        question: your own question of the bundled task; "" takes one of `task` and `split`.
+    """
+
+    policy: str = "tiny-base"
+    task: str = "shop"
+    data: str = ""
+    device: str = "cpu"
+    split: str = "validation"
+    question: str = ""
+    seed: int = 0
+    rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(samples=1))
+    branch: BranchConfig = field(default_factory=BranchConfig)
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
+    def idle(self) -> dict[str, str]:
+        """The settings that change nothing beside the others → why."""
+        idle = {f"branch.{name}": why for name, why in self.branch.idle().items()}
+        if self.question:
+            idle |= dict.fromkeys(("task", "data", "split"), "you gave your own question")
+        return idle
 
 
 PRESETS: dict[str, RunConfig] = {
@@ -354,7 +265,7 @@ PRESETS: dict[str, RunConfig] = {
         gradient_checkpointing=True,
     ),
 }
-"""Runs by name: one dial. Change single values with `dataclasses.replace`."""
+"""Runs by name: one dial. Change single values by `dataclasses.replace` or `--set`."""
 
 
 def preset(name: str) -> RunConfig:

@@ -32,7 +32,8 @@ class Sampling:
     Attributes:
         max_new_tokens: length limit in tokens.
         temperature: softmax temperature; 0 is greedy.
-        top_p: draw from the smallest set of tokens that holds this much probability.
+        top_p: draw from the smallest set of tokens that holds this much probability; of tokens
+            equally likely it takes those with lower ids.
     """
 
     max_new_tokens: int
@@ -107,7 +108,7 @@ class _Rows:
         """Read the tokens `ids` (b, T); logits after the last of them, (b, V)."""
         mask, injection = self.mask[:, :columns], self.injection
         since = torch.full(ids.shape, self.since, device=ids.device)
-        log_gamma = since if injection is None else injection.strength.log_gamma(since)
+        log_gamma = since if injection is None else injection.strength.log_gamma(since, model.dtype)
         if injection is not None and injection.keys is not None:
             mask = slot_mask(mask, log_gamma, model.dtype)
         with injected(model, injection, log_gamma, slot_in_cache=True):
@@ -121,7 +122,8 @@ class _Rows:
             ).logits[:, -1]
         if injection is not None and injection.logits is not None:
             z, weight = injection.logits
-            logits = logits + ((log_gamma[:, -1:].exp() * z) @ weight.t()).to(logits.dtype)
+            scaled = log_gamma[:, -1:].exp() * z
+            logits = logits + (scaled @ weight.t().to(scaled.dtype)).to(logits.dtype)
         return logits
 
     def select(self, keep: Tensor) -> None:
@@ -134,8 +136,12 @@ class _Rows:
 
 
 def _keep_nucleus(probs: Tensor, top_p: float) -> Tensor:
-    """Zero all but the smallest set of tokens whose probability reaches `top_p`; (B, V)."""
-    sorted_probs, order = probs.sort(dim=-1, descending=True)
+    """Zero all but the smallest set of tokens whose probability reaches `top_p`; (B, V).
+
+    Of tokens equally likely the one with the lower id comes first, so the set is always one and
+    the same [D].
+    """
+    sorted_probs, order = probs.sort(dim=-1, descending=True, stable=True)
     before = sorted_probs.cumsum(-1) - sorted_probs
     return probs.scatter(-1, order, sorted_probs.masked_fill(before >= top_p, 0.0))
 

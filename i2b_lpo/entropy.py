@@ -21,7 +21,7 @@ def token_entropy(logits: Tensor, vocab_size: int | None = None) -> Tensor:
 
     .. math:: H_t = -\sum_v \pi(v|\cdot) \log \pi(v|\cdot)
 
-    Formula [P]; natural logarithm and raw logits [C] (METHOD.md §1). Half-precision logits are
+    Formula [P]; natural logarithm and raw logits [C] (METHOD §1). Half-precision logits are
     computed in float32, float64 stays float64. A logit of −inf is a token of probability 0 and
     adds nothing; NaN logits give NaN.
 

@@ -155,9 +155,9 @@ def entropy_profile(traces: Sequence[Trace], words: Collection[str]) -> EntropyP
 
 def _accuracy(trace: Trace, greedy: Rollout | None) -> dict[str, float]:
     n = len(trace.rollouts)
-    right = sum(r.reward == 1.0 for r in trace.rollouts)
+    right = sum(r.correct for r in trace.rollouts)
     powers = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= n]
-    row = {} if greedy is None else {"greedy": float(greedy.reward == 1.0)}
+    row = {} if greedy is None else {"greedy": float(greedy.correct)}
     row |= {f"pass@{k}": pass_at_k(n, right, k) for k in powers}
     answers = [extract_boxed(r.text) for r in trace.rollouts]
     # What couldn't be read or decided once would cost its whole time limit with every other answer.
@@ -228,7 +228,7 @@ def measure(
         for rollout in trace.rollouts:
             labels = task.label(trace.question, rollout.text)
             for use in labels.uses if labels else ():
-                uses[use.strategy].append((use.right, rollout.reward == 1.0))
+                uses[use.strategy].append((use.right, rollout.correct))
     total = sum(map(len, uses.values()))
     return Evaluation(
         policy=traces[0].policy,
@@ -279,7 +279,7 @@ def evaluate(
         samples: rollouts a question.
         seed: of the sampling; the same seed and batch give the same rollouts.
         batch: rows decoded at a time.
-        reward: takes the place of the verifier; a trajectory is right if it is 1.
+        reward: takes the place of the verifier; what it must be to be right, `is_correct` says.
         progress: label of the progress bar.
         parts: folder in which each finished batch is kept, so that an evaluation that was stopped
             goes on from there with the same result; remove it when the result is saved.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from i2b_lpo.policy import load_policy, save_policy
 from i2b_lpo.safety import redact
+from i2b_lpo.settings import read_run, to_toml
 from i2b_lpo.storage import write_text
 
 __all__ = ["export"]
@@ -36,16 +36,16 @@ def export(source: str, folder: Path, *, run: Path | None = None) -> None:
     if run is None:
         lines += [f"A copy of `{source}`.", ""]
     else:
-        config = redact(json.loads((run / "config.json").read_text(encoding="utf-8")))
+        config = read_run(run)
         steps = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         lines += [
             "## Training",
             "",
-            f"Started from `{config['policy']}`, task `{config['task']}`, "
-            f"{len(steps)} steps, seed {config['seed']}.",
+            f"Started from `{redact(config.policy)}`, task `{redact(config.task)}`, "
+            f"{len(steps)} steps, seed {config.seed}.",
             "",
         ]
-        lines += ["```json", json.dumps(config, indent=2), "```", "", "Last step:", ""]
+        lines += ["```toml", to_toml(config).rstrip(), "```", "", "Last step:", ""]
         lines += ["```json", steps[-1] if steps else "{}", "```", ""]
     lines += [
         "## Use",

@@ -1,4 +1,4 @@
-"""The filter: which branches of each set take part in the update (METHOD.md §5).
+"""The filter: which branches of each set take part in the update (METHOD §5).
 
 Advantages are computed on all G trajectories, then scores, then the filter [D]; `renormalise`
 computes them again over the kept ones.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from i2b_lpo.grpo import Scale, advantages
+from i2b_lpo.trace import is_correct
 
 __all__ = [
     "FILTERS",
@@ -73,7 +74,8 @@ def within_outcome(
     """Keep the top ⌈n·N/K⌉ of the n correct branches of a set, and likewise of the wrong [D].
 
     So a set with both outcomes keeps both, and negative advantages survive; it may keep more than
-    N of K, hence `kept_share`. Correct means R above 0. Arguments, ties and errors as in `top_n`.
+    N of K, hence `kept_share`. Correct as `is_correct` says. Arguments, ties and errors as in
+    `top_n`.
 
     Example:
         >>> within_outcome([9.0, 0.1, 0.3, 0.2], [1, 0, 1, 1], [[1, 2, 3]], keep=2)
@@ -84,7 +86,7 @@ def within_outcome(
     kept = _all_kept(scores, rewards, branch_sets, keep)
     for members in branch_sets:
         for outcome in (True, False):
-            same = [i for i in members if (rewards[i] > 0) == outcome]
+            same = [i for i in members if is_correct(rewards[i]) == outcome]
             quota = -(-len(same) * keep // len(members))  # ⌈n·N/K⌉ in whole numbers
             for loser in _ranked(same, scores)[quota:]:
                 kept[loser] = False
@@ -109,7 +111,7 @@ def keep_all(
 FILTERS: Mapping[str, Filter] = MappingProxyType(
     {"top_n": top_n, "within_outcome": within_outcome, "none": keep_all}
 )
-"""The filters of METHOD.md §5 by name; the first is the default."""
+"""The filters of METHOD §5 by name; the first is the default."""
 
 
 def kept_share(kept: Sequence[bool], branch_sets: Sequence[Sequence[int]]) -> float:
@@ -151,7 +153,7 @@ def _all_kept(
 def renormalise(rewards: Tensor, kept: Tensor, *, scale: Scale = "std") -> Tensor:
     r"""Advantages again, over the kept trajectories of each group alone.
 
-    `grpo.advantages` of the kept ones, had the pruned ones never been [D] (METHOD.md §5). The
+    `grpo.advantages` of the kept ones, had the pruned ones never been [D] (METHOD §5). The
     filter keeps mostly correct branches, so without this the kept advantages are mostly positive.
     Pruned trajectories get 0, and so does a group with fewer than two kept.
 
@@ -164,7 +166,7 @@ def renormalise(rewards: Tensor, kept: Tensor, *, scale: Scale = "std") -> Tenso
         Shape of `rewards`, float32 (float64 for float64 rewards).
 
     Raises:
-        ValueError: the shapes differ, `kept` isn't bool, or a kept reward isn't finite.
+        ValueError: the shapes differ, `kept` isn't bool, or a kept reward isn't finite or is bool.
 
     Example:
         >>> renormalise(torch.tensor([1.0, 0.0, 0.0, 1.0]), torch.tensor([True, True, False, True]))
@@ -175,6 +177,8 @@ def renormalise(rewards: Tensor, kept: Tensor, *, scale: Scale = "std") -> Tenso
             "renormalise needs rewards and a bool mask of one shape, (Q, G) or (G,), got "
             f"{tuple(rewards.shape)} and {tuple(kept.shape)} of {kept.dtype}."
         )
+    if rewards.dtype == torch.bool:
+        raise ValueError("rewards must be numbers, not bool: give torch.where(right, 1.0, 0.0).")
     if not bool(rewards[kept].isfinite().all()):
         raise ValueError("every kept reward must be finite; verify the trajectories first.")
     again = rewards.new_zeros(

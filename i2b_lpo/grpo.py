@@ -3,8 +3,8 @@
 A batch has one loss, however it is cut: give every micro-batch the whole batch's denominator
 (`loss_normaliser`) and add the losses up.
 
-Not here: log-probs and entropies (logprobs.py), S_IB and the filter (ib.py), other methods
-(baselines.py), the optimiser and the averaging over processes (train.py).
+Not here: log-probs and entropies (logprobs.py), S_IB (ib.py) and the filter (filters.py), the
+optimiser and the averaging over processes (update.py).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MAX_LOG_RATIO = 20.0
 
 @dataclass(frozen=True)
 class Variant:
-    """Settings of one form of GRPO; the defaults are those of METHOD.md §6.
+    """Settings of one form of GRPO; the defaults are those of METHOD §6.
 
     Attributes:
         source: where the values come from.
@@ -48,6 +48,7 @@ class Variant:
         reduction: denominator of the loss, see `loss_normaliser`.
         clip_low: ε_low.
         clip_high: ε_high.
+        dual_clip: see `policy_loss`.
         drop_uniform: whether groups of equal reward are left out, see `informative_groups`.
         overlong_cache: L_cache of `overlong_penalty` as a share of L_max; 0 means no penalty.
     """
@@ -57,6 +58,7 @@ class Variant:
     reduction: Reduction = "token"
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float | None = 3.0
     drop_uniform: bool = False
     overlong_cache: float = 0.0
 
@@ -64,16 +66,25 @@ class Variant:
 _DAPO = "DAPO, arXiv 2503.14476"
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
-        "grpo": Variant("METHOD.md §6 [C]"),
+        "grpo": Variant("METHOD §6 [C]"),
         "clip_higher": Variant(_DAPO, clip_high=0.28),
         "sequence_mean": Variant("GRPO, arXiv 2402.03300", reduction="sequence"),
-        "dr_grpo": Variant("Dr. GRPO, arXiv 2503.20783", scale="none", reduction="constant"),
+        "dr_grpo": Variant(
+            "Dr. GRPO, arXiv 2503.20783", scale="none", reduction="constant", dual_clip=None
+        ),
         "dynamic_sampling": Variant(_DAPO, drop_uniform=True),
         "overlong_penalty": Variant(_DAPO + ": 4096 of 20480 tokens", overlong_cache=0.2),
-        "dapo": Variant(_DAPO, clip_high=0.28, drop_uniform=True, overlong_cache=0.2),
+        "dapo": Variant(
+            _DAPO, clip_high=0.28, dual_clip=None, drop_uniform=True, overlong_cache=0.2
+        ),
     }
 )
-"""The variants of METHOD.md §6 by name; `dapo` is the token mean with DAPO's other three."""
+"""The variants of METHOD §6 by name; `dapo` is the token mean with DAPO's other three.
+
+One that changes a single thing keeps the rest of `grpo`, its dual clip of 3 [C] included. `dapo`
+and `dr_grpo` are the methods of their papers, which have no dual clip; verl's recipe for DAPO adds
+one of 10, which isn't meant here.
+"""
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,7 +119,7 @@ class PolicyLoss:
 def informative_groups(rewards: Tensor) -> Tensor:
     """Tell the groups whose rewards differ, the only ones that GRPO can learn from.
 
-    Keeping just these is dynamic sampling (DAPO, arXiv 2503.14476; METHOD.md §6). DAPO compares
+    Keeping just these is dynamic sampling (DAPO, arXiv 2503.14476; METHOD §6). DAPO compares
     verdicts, so call it before adding `overlong_penalty`.
 
     Args:
@@ -118,12 +129,15 @@ def informative_groups(rewards: Tensor) -> Tensor:
         bool, shape ``(Q,)`` or ``()``.
 
     Raises:
-        ValueError: if there is no group of at least two rewards, or a reward isn't finite.
+        ValueError: if there is no group of at least two rewards, a reward isn't finite, or they are
+            bool: rewards are numbers, with which to reckon.
 
     Example:
         >>> informative_groups(torch.tensor([[0.0, 1.0], [1.0, 1.0]]))
         tensor([ True, False])
     """
+    if rewards.dtype == torch.bool:
+        raise ValueError("rewards must be numbers, not bool: give torch.where(right, 1.0, 0.0).")
     if rewards.dim() not in (1, 2) or rewards.shape[-1] < 2:
         raise ValueError(
             "GRPO compares the answers of one group: give rewards of shape (Q, G) or (G,) with "
@@ -140,7 +154,7 @@ def advantages(rewards: Tensor, *, scale: Scale = "std", epsilon: float = 1e-4) 
 
     .. math:: A_i = \frac{R_i - \mathrm{mean}(R)}{\mathrm{std}(R) + \epsilon}
 
-    with the standard deviation of ddof 1 and ε = 1e-4 [D] ([C] uses 1e-6); METHOD.md §6.
+    with the standard deviation of ddof 1 and ε = 1e-4 [D] ([C] uses 1e-6); METHOD §6.
     ``scale="none"`` leaves the division out (Dr. GRPO, arXiv 2503.20783). A group of equal rewards
     has advantage exactly 0.
 
@@ -153,7 +167,8 @@ def advantages(rewards: Tensor, *, scale: Scale = "std", epsilon: float = 1e-4) 
         Shape of `rewards`, float32 (float64 for float64 rewards).
 
     Raises:
-        ValueError: if G < 2, a reward isn't finite, or `scale` or `epsilon` is out of range.
+        ValueError: if G < 2, a reward isn't finite or is bool, or `scale` or `epsilon` is out of
+            range.
 
     Example:
         >>> advantages(torch.tensor([1, 0, 0, 1]))
@@ -219,7 +234,7 @@ def loss_normaliser(
 ) -> int:
     r"""Denominator D of the loss; add it up over micro-batches and processes.
 
-    * ``token``: Σ|m|, the number of new tokens (METHOD.md §6 [C]).
+    * ``token``: Σ|m|, the number of new tokens (METHOD §6 [C]).
     * ``sequence``: the number B of sequences with a new token (arXiv 2402.03300).
     * ``constant``: L·B with a fixed L, so that no length is preferred (Dr. GRPO, arXiv 2503.20783).
 
@@ -291,7 +306,7 @@ def policy_loss(
               \mathrm{clip}(\rho_{it}, 1-\epsilon_{low}, 1+\epsilon_{high}) A_i\big)
               + \alpha A_i H_{it} \Big\}, \quad \rho = \pi_\theta / \pi_{old}
 
-    METHOD.md §6 [C]: token mean (D = Σ|m|, n_i = 1), gradient of the self-reward term through H
+    METHOD §6 [C]: token mean (D = Σ|m|, n_i = 1), gradient of the self-reward term through H
     only. With ``sequence`` n_i = |m_i| and D is the number of sequences; with ``constant`` n_i = 1
     and D = L·B (see `loss_normaliser`). Where A_i < 0 the surrogate is at least
     ``dual_clip``·A_i. Entries with m = 0 never matter, whatever stands there.

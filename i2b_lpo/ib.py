@@ -2,7 +2,7 @@ r"""Information bottleneck: S_IB by several estimators, the branch filter, advan
 
 ``S_IB(o) = β_IB I(o;a) − I(q;o)`` [P]: reward what a trajectory tells about the verified answer,
 charge what it spends on the question beyond that. The paper's estimator is unknown, so there are
-several behind one table [D]; METHOD.md §5. Score, filter and self-reward (α in `grpo.policy_loss`)
+several behind one table [D]; METHOD §5. Score, filter and self-reward (α in `grpo.policy_loss`)
 are three separate switches.
 
 Formulas only: numbers in, numbers out. The model passes that measure them are in scoring.py.
@@ -120,7 +120,7 @@ def description_excess(
     .. math:: \mathrm{excess}(o) = \frac{1}{T_{ref}} \sum_t \min(-\log\pi(o_t|q,o_{<t}), \kappa)
               + \mathrm{rep4}(o) + (T/T_{ref} - 1)_+
 
-    METHOD.md §5 [D]. Loops are cheap in nats, so repetition and length count by themselves; κ keeps
+    METHOD §5 [D]. Loops are cheap in nats, so repetition and length count by themselves; κ keeps
     one odd token from outweighing all others.
 
     Args:
@@ -158,7 +158,7 @@ def answer_information(evidence: Evidence, weights: Weights) -> Score:
     .. math:: S_{IB}(o) = \beta_{IB} \big[ \pi(a|q,o)^{1/|a|} - \pi(a|q)^{1/|a|} \big]
               - \lambda\, \min(\mathrm{excess}(o), E)
 
-    METHOD.md §5 [D], the default, but with the answer's probability per token where METHOD has its
+    METHOD §5 [D], the default, but with the answer's probability per token where METHOD has its
     logarithm (`answer_log_ratio`). In nats, how hopeless one wrong trace makes the answer and how
     hopeless another outweighs all else; as a probability both are near 0, and the gain has bounds
     of its own. Compared in benchmarks/results/ib_ranking.md. With E = `MAX_EXCESS`:
@@ -179,7 +179,7 @@ def answer_log_ratio(evidence: Evidence, weights: Weights) -> Score:
     .. math:: S_{IB}(o) = \beta_{IB} \frac{\log\pi(a|q,o) - \log\pi(a|q)}{|a|}
               - \lambda\, \min(\mathrm{excess}(o), E)
 
-    METHOD.md §5 [D]. Bounded: the quotient is cut off at ±`MAX_GAIN`, the excess at `MAX_EXCESS`.
+    METHOD §5 [D]. Bounded: the quotient is cut off at ±`MAX_GAIN`, the excess at `MAX_EXCESS`.
     The bound is wide because log π(a|q) alone is worth several nats per token: a narrow one makes
     right and wrong trajectories equal.
 
@@ -196,7 +196,7 @@ def advantage_entropy(evidence: Evidence, weights: Weights) -> Score:
 
     .. math:: S_{IB}(o) = \frac{1}{T} \sum_t A\, H_t
 
-    METHOD.md §5: Σ_t A_t H_t [C], from IBRO, arXiv 2507.18391; the mean, because with one A for a
+    METHOD §5: Σ_t A_t H_t [C], from IBRO, arXiv 2507.18391; the mean, because with one A for a
     trajectory the sum would reward length [D]. It needs no pass, and its differentiable form is the
     self-reward term. One part only: the cost is 0. |S_IB| ≤ |A| log V.
     """
@@ -209,7 +209,7 @@ def answer_conditioned(evidence: Evidence, weights: Weights) -> Score:
     .. math:: S_{IB}(o) = \frac{1}{T} \sum_t \big[ H(o_t|q) - \beta_{IB} H(o_t|q,a) \big]
               = \beta_{IB} \bar I(o;a|q) - (\beta_{IB} - 1) \bar H(o|q)
 
-    METHOD.md §5, after IBRO, arXiv 2507.18391 [C]; bars are token means. The right-hand side gives
+    METHOD §5, after IBRO, arXiv 2507.18391 [C]; bars are token means. The right-hand side gives
     the two parts. Bounded by log V and −β_IB log V.
 
     Raises:
@@ -276,4 +276,4 @@ ESTIMATORS: Mapping[str, Estimator] = MappingProxyType(
         "answer_conditioned": Estimator(answer_conditioned, conditioned=True),
     }
 )
-"""The estimators of METHOD.md §5 by name; the first is the default."""
+"""The estimators of METHOD §5 by name; the first is the default."""

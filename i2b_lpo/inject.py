@@ -144,7 +144,7 @@ def injected(
     Args:
         model: a Qwen2 or Qwen3 causal language model.
         injection: what z became, one row for each row of the batch; None does nothing.
-        log_gamma: log γ(s) of the rows of the pass, (B, T).
+        log_gamma: log γ(s) of the rows of the pass, (B, T), at least as wide as the model.
         slot_in_cache: the cache holds k_z and v_z as its first column already.
 
     The softmax fusion has no place inside the model: `logprobs.py` and `decode.py` add its term
@@ -163,7 +163,7 @@ def injected(
         if injection.norms is not None:
             for layer, shift in zip(decoder.layers, injection.norms, strict=True):
                 norm = layer.input_layernorm
-                moved = gamma.to(shift.dtype) * shift[:, None]  # (B, T, d)
+                moved = gamma * shift[:, None]  # (B, T, d)
                 stack.enter_context(_replaced(norm, _shifted_norm(norm, moved)))
         if injection.keys is not None and injection.values is not None and not slot_in_cache:
             for layer, key, value in zip(
@@ -191,6 +191,6 @@ def _adding(shift: Tensor, gamma: Tensor) -> Callable[[Any, Any, Tensor], Tensor
     """A hook that adds γ(s) times `shift`, (B, d), to a module's output, (B, T, d)."""
 
     def hook(_: Any, __: Any, output: Tensor) -> Tensor:
-        return output + (gamma.to(shift.dtype) * shift[:, None]).to(output.dtype)
+        return output + (gamma * shift[:, None]).to(output.dtype)
 
     return hook

@@ -44,7 +44,7 @@ _CONSTANT = 1e-6  # a dimension varying less than this share of the widest count
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     """Embed each sequence as Σ_t m_t h_t / Σ_t m_t, the mean of its tokens' hidden states.
 
-    METHOD.md §3 [D]. Padding never counts, whatever stands there; in [C] it does (§7, fault 8).
+    METHOD §3 [D]. Padding never counts, whatever stands there; in [C] it does (METHOD §7, fault 8).
 
     Args:
         states: h, shape ``(B, T, d)``.
@@ -94,7 +94,7 @@ class LatentModel(nn.Module):
               Q(z|c, \mathrm{continuation}) = N(\mu_q, \mathrm{diag}\,\sigma_q^2), \quad
               \log\sigma = 3 \tanh(x / 3)
 
-    Three ReLU MLPs of width 256 [C] (METHOD.md §3) with two hidden layers; the bound on σ is [D].
+    Three ReLU MLPs of width 256 [C] (METHOD §3) with two hidden layers; the bound on σ is [D].
     Both distributions start near N(0, I). Fresh weights come from torch's global random state.
 
     Args:
@@ -224,7 +224,7 @@ def elbo(
     .. math:: -E_Q[\log \pi(\mathrm{continuation}|c, z)] + \beta_{KL} \sum_d
               \max\big(\lambda, \mathrm{mean}_b\, KL(Q_{bd} \| P_{bd})\big)
 
-    METHOD.md §3 [D]; [C] has the KL reversed. Free bits λ bound the batch mean, not each example's
+    METHOD §3 [D]; [C] has the KL reversed. Free bits λ bound the batch mean, not each example's
     KL (Kingma et al. 2016, arXiv 1606.04934): a dimension may be silent for one continuation and
     speak for another. Below λ the KL has no gradient. With λ > 0 the losses of micro-batches
     don't average to the whole batch's.
@@ -266,7 +266,7 @@ def selector_log_prob(
 ) -> Tensor:
     """Return −‖e − g(e_c, z)‖² of the `selector` objective, ``(B,)``, to be given to `elbo`.
 
-    METHOD.md §3 [C]; in standardised coordinates, summed over them [D]. It trains no projection of
+    METHOD §3 [C]; in standardised coordinates, summed over them [D]. It trains no projection of
     PSA. Takes e_c and e ``(B, embedding)`` and one z ~ Q per example, ``(B, d_z)``.
     """
     error = model.coordinates(continuation_embedding) - model.reconstruct(prefix_embedding, z)
@@ -331,7 +331,7 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "matched": _matched,
     }
 )
-"""Ways to draw k latents at one prefix (METHOD.md §3); each raises ValueError for k < 1.
+"""Ways to draw k latents at one prefix (METHOD §3); each raises ValueError for k < 1.
 
 * ``independent``: k draws from P(z|c) [P].
 * ``antithetic``: each distributed as P(z|c), any two correlated by −1/(k−1), the least possible for
@@ -358,7 +358,7 @@ def kl_per_dimension(posterior: Gaussian, prior: Gaussian) -> Tensor:
 def cluster_weights(labels: Sequence[str]) -> Tensor:
     """Weigh N training traces so that every label has the same total weight; the mean is 1.
 
-    Balances them over what the labeller or a clustering tells apart (METHOD.md §3 [D]).
+    Balances them over what the labeller or a clustering tells apart (METHOD §3 [D]).
 
     Returns:
         N / (number of labels · count of the own label), float64, ``(N,)``.

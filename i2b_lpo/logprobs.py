@@ -116,7 +116,7 @@ def chunked_logprobs(
               H_t = -\sum_v \pi(v|\cdot) \log \pi(v|\cdot)
 
     H as in `entropy.token_entropy`; log π is taken at the sampling temperature T, before top-p, H
-    at temperature 1 [D] (METHOD.md §6). Both are differentiable in `hidden` and `weight`; an output
+    at temperature 1 [D] (METHOD §6). Both are differentiable in `hidden` and `weight`; an output
     that the loss doesn't use costs nothing in the backward pass. Half precision: the products are
     computed as the model's own head does, everything after them in float32. Autocast is ignored.
 
@@ -196,7 +196,7 @@ def policy_logprobs(
     r"""Teacher-forced log-prob and entropy of the new tokens of a padded batch.
 
     Both outputs are aligned with the tokens: position t holds :math:`\log \pi(o_t|q, o_{<t})` of
-    the token that stands at t (METHOD.md §6). The head is applied only to the rows that predict a
+    the token that stands at t (METHOD §6). The head is applied only to the rows that predict a
     new token; prompts and padding pass through the transformer alone. Positions are counted from
     the attention mask, so left and right padding give the same values.
 
@@ -259,7 +259,7 @@ def policy_logprobs(
         repeated = any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
         if model.training and repeated and hold is None:
             raise ValueError("With gradient checkpointing, give hold= and close it after backward.")
-        log_gamma = injection.strength.log_gamma(since)
+        log_gamma = injection.strength.log_gamma(since, model.dtype)
         if injection.keys is not None:
             mask = slot_mask(attended, log_gamma, model.dtype)
     with ExitStack() as stack:

@@ -55,10 +55,10 @@ def one_pass(rows: int, tokens: int) -> Iterator[None]:
     if rows > 1:
         yield
         return
-    more = "set gradient_checkpointing=True, " if torch.is_grad_enabled() else ""
+    more = "--set gradient_checkpointing=true, " if torch.is_grad_enabled() else ""
     with lowering(
-        f"in a pass over one trajectory of {tokens} tokens; no parameter was changed. Lower "
-        f"rollout.max_new_tokens, {more}or take a smaller policy."
+        f"in a pass over one trajectory of {tokens} tokens; no parameter was changed. Take "
+        f"{more}a lower --set rollout.max_new_tokens=N, or a smaller policy."
     ):
         yield
 
@@ -100,8 +100,8 @@ def halving(
         torch.set_rng_state(random[0])
         torch.cuda.set_rng_state_all(random[1])
         warnings.warn(
-            f"Out of memory at {tokens} tokens a pass; repeated with {tokens // 2}. Set "
-            f"grpo.micro_tokens={tokens // 2} to save the repeat.",
+            f"Out of memory at {tokens} tokens a pass; repeated with {tokens // 2} (--set "
+            f"grpo.micro_tokens={tokens // 2} saves the repeat).",
             stacklevel=2,
         )
         tokens //= 2

@@ -50,7 +50,9 @@ class Policy:
     Attributes:
         vocab_size: `len(tokenizer)`. Qwen pads the embedding matrix beyond it; ids from here on
             count as −∞ in decoding, log-prob and entropy alike.
-        eos_ids: tokens that end a trajectory.
+        eos_ids: tokens that end a trajectory: of the tokenizer, of the generation config, and what
+            the chat template writes after an assistant's turn. Base models need the last: Qwen2.5's
+            end a turn by ``<|im_end|>``, which neither of the others names.
         instruction: appended to each question, after a blank line; "" for none.
         warned: what was warned of, so that it is said once.
     """
@@ -121,7 +123,8 @@ class Policy:
                 raise ValueError(
                     f"The prompt of question {question.id} has {len(prompt)} tokens; with "
                     f"{max_new_tokens} new ones it exceeds the {room} positions of {self.name}; "
-                    "shorten one of them, or leave such questions out with max_prompt_tokens."
+                    "shorten one of them, or leave such questions out with "
+                    "--set rollout.max_prompt_tokens=N."
                 )
         return prompts
 
@@ -276,6 +279,24 @@ def save_policy(
         policy.tokenizer.save_pretrained(part)
 
 
+def _turn_end(tokenizer: Any) -> set[int]:
+    """The special token that the chat template writes straight after an assistant's turn, if any.
+
+    A template that knows no assistant's turn has none.
+    """
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PLACE}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=False))
+    except Exception:  # a template is code that may raise anything; it needs no assistant's turn
+        return set()
+    _, found, tail = text.rpartition(_PLACE)
+    if not found:
+        return set()
+    first = tokenizer.encode(tail.lstrip(), add_special_tokens=False)[:1]
+    added = tokenizer.added_tokens_decoder
+    return {i for i in first if i in added and added[i].special}
+
+
 def make_policy(model: Any, tokenizer: Any, *, name: str, instruction: str = "") -> Policy:
     """Wrap a loaded model and tokenizer; raises ValueError where one lacks what is needed."""
     if tokenizer.chat_template is None:
@@ -293,6 +314,7 @@ def make_policy(model: Any, tokenizer: Any, *, name: str, instruction: str = "")
     generation = model.generation_config.eos_token_id
     listed = generation if isinstance(generation, list) else [generation]
     eos_ids = {tokenizer.eos_token_id, *(i for i in listed if i is not None)}
+    eos_ids |= _turn_end(tokenizer)
     pad_id = tokenizer.pad_token_id
     return Policy(
         name=name,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from i2b_lpo.config import PretrainConfig
 from i2b_lpo.tasks.shop import (
     parse_problem,
     product_questions,
@@ -39,35 +39,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """How the base policy is trained. Scheduled by steps, so a slow machine gets the same policy.
-
-    Attributes:
-        shop_share: share of shopping sentences; the rest are single products.
-        steps, tokens: optimizer steps, and tokens (prompt and solution) in each.
-        muon_lr: learning rate of the matrices (torch.optim.Muon).
-        adamw_lr: learning rate of embeddings and norms.
-        habit_from: share of the steps after which solutions choose strategies by habit; before,
-            for practice. So the policy can do well what it seldom does.
-        warmup, decay: shares of the steps with rising and falling rate; constant between.
-    """
-
-    shop_share: float = 0.75
-    steps: int = 2000
-    tokens: int = 2300
-    muon_lr: float = 2e-2
-    adamw_lr: float = 2e-3
-    habit_from: float = 0.6
-    warmup: float = 0.02
-    decay: float = 0.3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 256 <= self.tokens <= 16_384:
-            raise ValueError(f"tokens is {self.tokens}; give 256 to 16384, a fraction of a pool.")
 
 
 def _examples(config: PretrainConfig, rng: random.Random) -> Iterator[tuple[str, str, str]]:

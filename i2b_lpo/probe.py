@@ -45,7 +45,7 @@ def mutual_information(z: Tensor, labels: Sequence[str], *, folds: int = 5, seed
 
     .. math:: I(z; y) = H(y) - H(y|z) \ge H(y) - E[-\log q(y|z)]
 
-    METHOD.md §3 [D]: empirical H(y), and as q a multinomial logistic regression on standardised z,
+    METHOD §3 [D]: empirical H(y), and as q a multinomial logistic regression on standardised z,
     scored on folds it didn't see, its penalty chosen within the others (else small samples would
     give far less than 0 without information). It is a lower bound, since a poor q can only lower it
     (Barber & Agakov 2003); it can fall slightly below 0, and is at most H(y).

@@ -59,16 +59,18 @@ class Strength:
         if self.decay is not None and not 0.0 < self.decay < math.inf:
             raise ValueError(f"s_0 is {self.decay} tokens; give a positive number, or None.")
 
-    def log_gamma(self, since: Tensor) -> Tensor:
+    def log_gamma(self, since: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Log γ(s) for s = `since` tokens after the fork, −∞ for rows before it; shape of `since`.
 
-        The sum log γ_0 − s/s_0 never takes the logarithm of a tensor that may be 0.
+        The sum log γ_0 − s/s_0 never takes the logarithm of a tensor that may be 0. It is computed
+        in the widest of float32, the type of `since` and `dtype`: give the model's.
 
         >>> Strength(gamma=1.0, decay=2.0).log_gamma(torch.tensor([-1.0, 0.0, 2.0]))
         tensor([-inf,  0., -1.])
         """
         start = math.log(self.gamma) if self.gamma > 0 else -math.inf
-        steps = since.to(torch.promote_types(since.dtype, torch.float32))
+        wide = torch.promote_types(dtype, torch.float32)
+        steps = since.to(torch.promote_types(since.dtype, wide))
         value = torch.full_like(steps, start)
         if self.decay is not None:
             value = value - steps / self.decay

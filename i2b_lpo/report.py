@@ -1,5 +1,7 @@
 """The tour's page: one policy, trained by GRPO and by I²B-LPO, told from the records of both runs.
 
+Every difference between the two is at equal generated tokens, as near as a step comes to that.
+
 Everything comes as plain dicts and traces, so the page can be made again from a run's folder. It is
 one file that loads nothing from elsewhere, and needs no torch to write. `_report_words` holds the
 sentences, `_report_runs` the sections on the runs, `_report_step` that on one step.
@@ -11,10 +13,25 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from i2b_lpo._report_parts import asked, details, drawing, listing, paragraph, section
-from i2b_lpo._report_runs import Run, settings, total, training
+from i2b_lpo._report_parts import (
+    asked,
+    details,
+    drawing,
+    intervals,
+    listing,
+    paragraph,
+    section,
+)
+from i2b_lpo._report_runs import Run, longer, settings, total, training
 from i2b_lpo._report_step import one_step
-from i2b_lpo._report_words import Differences, beside, difference, method_steps, verdict
+from i2b_lpo._report_words import (
+    Differences,
+    basis,
+    beside,
+    difference,
+    method_steps,
+    verdict,
+)
 from i2b_lpo.metrics import paired_differences
 from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.views import (
@@ -25,9 +42,10 @@ from i2b_lpo.views import (
     strategy_shares,
 )
 from i2b_lpo.views.markup import text
-from i2b_lpo.views.text import label, number
+from i2b_lpo.views.strip import outcome
+from i2b_lpo.views.text import label, percent
 
-__all__ = ["NAMES", "Run", "tour_page"]
+__all__ = ["NAMES", "Run", "summary", "tour_page"]
 
 NAMES = ("base", "GRPO", "I²B-LPO")
 """The three policies of the page; the last two are runs."""
@@ -67,19 +85,24 @@ def tour_page(
         The path.
 
     Raises:
-        ValueError: a run, its traces or its records are missing.
+        ValueError: a run, its traces, its records or the evaluation of its end are missing.
     """
     if tuple(runs) != NAMES[1:]:
         raise ValueError(f"The page tells of two runs; give {GRPO} and {OURS}, in this order.")
     traces = {BASE: traces_before} | {name: run.traces for name, run in runs.items()}
+    if any((run.stop is None) != (run.end is None) for run in runs.values()):
+        raise ValueError(
+            "A run that is compared before its end needs both stop and end; give the step and the "
+            "evaluation after the last one."
+        )
     if not all(traces.values()):
         raise ValueError("The page needs the traces of all three evaluations; evaluate each.")
     evaluations = {BASE: before} | {name: run.evaluation for name, run in runs.items()}
     found = _differences(evaluations, traces)
     body = [
-        _opening(evaluations, runs, found),
+        _opening(before, runs, found),
         _loop(runs),
-        _results(evaluations, traces, found),
+        _results(evaluations, runs, traces, found),
         _one_question(traces, labeller),
         training(runs),
         section("step", "One step, seen from inside", *one_step(runs[GRPO].step, runs[OURS].step)),
@@ -107,32 +130,83 @@ def _differences(
     }
 
 
-def _opening(
-    evaluations: Mapping[str, Evaluation],
+def summary(
+    before: Evaluation,
     runs: Mapping[str, Run],
-    found: Mapping[tuple[str, str], Differences],
+    metrics: Sequence[str],
+    *,
+    between: Differences | None = None,
+) -> list[tuple[str, ...]]:
+    """The policies side by side as rows of text, with the steps and tokens behind each.
+
+    Args:
+        before: `Evaluation.to_json()` of the policy that both runs started from.
+        runs: the last two of `NAMES` → the run.
+        metrics: the rows; one that a policy wasn't measured by is left out.
+        between: paired differences of the runs; by default taken from their evaluations.
+    """
+    first, second = runs.values()
+    if between is None:
+        values = (run.evaluation["values"] for run in (first, second))
+        between = paired_differences(*values)
+    further = longer(runs)
+    rows = beside(
+        {BASE: before} | {name: run.evaluation for name, run in runs.items()},
+        between,
+        metrics,
+        further={name: run.evaluation for name, run in further.items()},
+    )
+    columns = [first, second, *further.values()]
+    steps = [float(len(run.compared)) for run in columns]
+    tokens = [total(run, "new_tokens") for run in columns]
+    for title, found in (("training steps", steps), ("tokens generated in training", tokens)):
+        numbers = [n for n in found if n is not None]
+        if len(numbers) == len(columns):
+            cells = ["–", *(f"{n:,.0f}" for n in numbers)]
+            if between:
+                cells[3:3] = _more(*numbers[:2])
+            rows.append((title, *cells))
+    return rows
+
+
+def _more(first: float, second: float) -> tuple[str, str]:
+    """By how much the second amount is larger, in words as in the other rows."""
+    gap = second - first
+    if not gap:
+        return "0", "equal"
+    share = percent(abs(gap) / first)
+    return f"{gap:+,.0f}".replace("-", "−"), f"{share} {'more' if gap > 0 else 'less'}"
+
+
+def _opening(
+    before: Evaluation, runs: Mapping[str, Run], found: Mapping[tuple[str, str], Differences]
 ) -> str:
-    config, steps = runs[GRPO].config, len(runs[GRPO].records)
-    powers = [metric for metric in evaluations[BASE]["metrics"] if metric.startswith("pass@")]
+    config = runs[GRPO].config
+    powers = [metric for metric in before["metrics"] if metric.startswith("pass@")]
     shown = [*dict.fromkeys([*powers[:1], *powers[-1:], "entropy", "distinct strategies"])]
-    told = ""
     tokens = [total(run, "new_tokens") for run in runs.values()]
-    if tokens[0] and tokens[1]:
-        told = paragraph(
-            f"In training {GRPO} generated {tokens[0]:,.0f} tokens and {OURS} {tokens[1]:,.0f}, "
-            f"{number(tokens[1] / tokens[0], 2)} times as many: the steps are equal, what was "
-            "learnt from is not."
-        )
+    told = "".join(
+        f" {name} went on from there: its last column is more training, so no difference is taken "
+        "with it."
+        for name, run in runs.items()
+        if run.end is not None
+    )
     return (
         "<header>\n<h1>One policy, trained two ways</h1>\n"
-        f'<p class="lead">{text(str(config.get("policy", "A policy")))} was trained for {steps} '
-        f"steps on the task {text(str(config.get('task', evaluations[BASE].get('task'))))}, once "
-        f"by {GRPO} and once by {OURS}, on the same questions with the same seed "
+        f'<p class="lead">{text(str(config.get("policy", "A policy")))} was trained on the task '
+        f"{text(str(config.get('task', before.get('task'))))}, once by {GRPO} and once by {OURS}, "
+        "on the same questions with the same seed "
         f"({text(str(config.get('seed', 'unknown')))}). Then the base and both trained policies "
         "answered the same new questions. In short:</p>\n"
-        + markup.table(beside(evaluations, found[GRPO, OURS], shown))
+        + intervals(summary(before, runs, shown, between=found[GRPO, OURS]))
+        + paragraph(
+            basis(
+                (len(runs[GRPO].compared), len(runs[OURS].compared)),
+                None if tokens[0] is None or tokens[1] is None else (tokens[0], tokens[1]),
+            )
+            + told
+        )
         + paragraph(verdict(found[BASE, GRPO], found[BASE, OURS], found[GRPO, OURS]))
-        + told
         + '<p class="note">pass@k: the share of questions that k drawn solutions answer at least '
         "once. Brackets are 95 % intervals; unclear means that the interval holds 0. Every figure "
         "has its words and numbers underneath.</p>\n</header>\n"
@@ -157,9 +231,11 @@ def _loop(runs: Mapping[str, Run]) -> str:
 
 def _results(
     evaluations: Mapping[str, Evaluation],
+    runs: Mapping[str, Run],
     traces: Mapping[str, Sequence[Trace]],
     found: Mapping[tuple[str, str], Differences],
 ) -> str:
+    ends = {name: run.evaluation for name, run in longer(runs).items()}
     words = list(dict.fromkeys(word for e in evaluations.values() for word in e["strategies"]))
     parts = [
         paragraph(
@@ -167,7 +243,7 @@ def _results(
             "compared is what training left in the weights."
         ),
         drawing(
-            comparison(evaluations),
+            comparison(dict(evaluations) | ends),
             "comparison",
             "greedy: the most likely solution is right. pass@k: at least one of k drawn solutions "
             "is right. maj@k: the most frequent answer of k is right. If pass@1 rises more than "
@@ -181,7 +257,7 @@ def _results(
                 "Both answered the same questions, so the difference is taken for each question "
                 "and then averaged. An interval that holds 0 means: this run can't tell."
             ),
-            markup.table(beside(evaluations, between, list(between))),
+            intervals(beside(evaluations, between, list(between), further=ends)),
         ]
     if found[BASE, GRPO] and found[BASE, OURS]:
         rows = [
@@ -190,7 +266,7 @@ def _results(
             if m in found[BASE, OURS]
         ]
         header = ("metric", *(f"{name} − {BASE}" for name in NAMES[1:]))
-        parts.append(details("Each against the base, paired too", markup.table([header, *rows])))
+        parts.append(details("Each against the base, paired too", intervals([header, *rows])))
     if all(e["strategies"] for e in evaluations.values()):
         parts.append(
             drawing(
@@ -214,12 +290,12 @@ def _results(
 
 def _mixed(traces: Sequence[Trace]) -> int:
     """The place of the first question with both right and wrong rollouts; 0 if there is none."""
-    mixed = (i for i, t in enumerate(traces) if len({r.reward for r in t.rollouts}) > 1)
+    mixed = (i for i, t in enumerate(traces) if len({r.correct for r in t.rollouts}) > 1)
     return next(mixed, 0)
 
 
 def _right(trace: Trace) -> int:
-    return next((i for i, r in enumerate(trace.rollouts) if r.reward == 1.0), 0)
+    return next((i for i, r in enumerate(trace.rollouts) if r.correct), 0)
 
 
 def _one_question(traces: Mapping[str, Sequence[Trace]], labeller: Labeller | None) -> str:
@@ -250,11 +326,9 @@ def _one_question(traces: Mapping[str, Sequence[Trace]], labeller: Labeller | No
 def _solutions(trace: Trace, labeller: Labeller | None) -> list[tuple[str, ...]]:
     header = ("rollout", "answer", "tokens", *(["strategies"] if labeller else []), "solution")
     rows = [header]
-    verdicts = {1.0: "✓ correct", 0.0: "✗ wrong", None: "not verified"}
     for i, rollout in enumerate(trace.rollouts):
-        verdict = verdicts.get(rollout.reward, str(rollout.reward))
         named = [_signature(trace, rollout, labeller) or "–"] if labeller else []
-        rows.append((str(i), verdict, str(len(rollout)), *named, rollout.text))
+        rows.append((str(i), outcome(rollout), str(len(rollout)), *named, rollout.text))
     return rows
 
 
@@ -273,14 +347,15 @@ def _limits(
     config = runs[GRPO].config
     spent = latents.get("rollout_tokens")
     items = [
-        f"One seed ({config.get('seed', 'unknown')}) and {len(runs[GRPO].records)} steps. The "
-        "intervals speak of the questions drawn, not of other seeds; another seed can move the "
-        "results by more.",
+        f"One seed ({config.get('seed', 'unknown')}), {len(runs[GRPO].compared)} steps of {GRPO} "
+        f"and {len(runs[OURS].compared)} of {OURS}. The intervals speak of the questions drawn, "
+        "not of other seeds; another seed can move the results by more.",
         f"{before.get('questions', 'The same')} questions, {before.get('samples', 'several')} "
         f"samples each, from the {split} split, which training doesn't draw from.",
-        f"Equal steps are not equal cost. A branch has its beginning from another solution, so "
-        f"{OURS} generates other amounts of tokens than {GRPO}, and it takes passes of its own for "
-        "the scores; see what each run cost.",
+        f"Equal tokens are not equal cost. A branch has its beginning from another solution, so "
+        f"{OURS} generates fewer tokens in a step than {GRPO}; with the same tokens it takes more "
+        "steps, sees more questions, and makes passes of its own for the scores. See what each run "
+        "cost.",
         "The latents were trained beforehand on rollouts of the base policy"
         + (f" ({spent:,} tokens)" if isinstance(spent, int) else "")
         + f"; that is not in the costs above, and {GRPO} had nothing like it.",

@@ -38,6 +38,11 @@ class Sample:
     weights: tuple[float, ...] | None = None
 
     @property
+    def z(self) -> tuple[float, ...]:
+        """The latent it was drawn with; empty if there was none."""
+        return () if self.rollout.branch is None else self.rollout.branch.z
+
+    @property
     def new_tokens(self) -> int:
         """How many tokens are its own: Σ_t m."""
         return len(self.rollout) - self.start
@@ -89,8 +94,8 @@ def pack(samples: Sequence[Sample], pad_id: int, device: torch.device | str = "c
     mask = mark([(len(s) - s.new_tokens, len(s)) for s in samples], width).bool()
     old, factors = torch.zeros(ids.shape), torch.ones(ids.shape)
     since = torch.full(ids.shape, -1)
-    size = max((len(s.rollout.branch.z) for s in samples if s.rollout.branch), default=0)
-    z = torch.zeros(len(samples), size)
+    size = max((len(s.z) for s in samples), default=0)
+    z = torch.zeros(len(samples), size, dtype=torch.float64)  # as recorded; the fusion narrows it
     for row, sample in enumerate(samples):
         own = sample.old_logprobs or sample.rollout.logprobs[sample.start :]
         old[row, mask[row]] = torch.tensor(own)
@@ -99,7 +104,7 @@ def pack(samples: Sequence[Sample], pad_id: int, device: torch.device | str = "c
         branch = sample.rollout.branch
         if branch is not None and branch.z:
             since[row] = torch.arange(width) - (branch.p - 1)
-            z[row] = torch.tensor(branch.z)
+            z[row] = torch.tensor(branch.z, dtype=torch.float64)
     advantages = torch.tensor([sample.advantage for sample in samples])
     return Batch(
         input_ids=ids.to(device),

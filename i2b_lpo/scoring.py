@@ -1,4 +1,4 @@
-r"""Traces → scored traces → filtered traces: the model passes behind S_IB (METHOD.md §5).
+r"""Traces → scored traces → filtered traces: the model passes behind S_IB (METHOD §5).
 
 The verified answer is asked for where the trajectory itself gave its answer::
 
@@ -28,6 +28,7 @@ from i2b_lpo.grpo import advantages
 from i2b_lpo.ib import ESTIMATORS, Evidence, reference_length
 from i2b_lpo.logprobs import policy_logprobs
 from i2b_lpo.memory import halving, one_pass
+from i2b_lpo.names import check_names
 from i2b_lpo.padding import mark, micro_batches, right_pad
 from i2b_lpo.policy import Policy
 from i2b_lpo.trace import Question, Rollout, Trace
@@ -35,21 +36,12 @@ from i2b_lpo.verify import extract_boxed
 
 __all__ = [
     "answer_logprobs",
-    "check_names",
     "conditioned_entropies",
     "filter_traces",
     "gather_evidence",
     "reasoning_ids",
     "score_traces",
 ]
-
-
-def check_names(settings: IBConfig) -> None:
-    """Refuse an estimator or a filter that doesn't exist; ValueError lists those that do."""
-    for name, table in (("estimator", ESTIMATORS), ("filter", FILTERS)):
-        value = getattr(settings, name)
-        if value not in table and (name, value) != ("estimator", "none"):
-            raise ValueError(f"Unknown ib.{name} {value!r}; choose one of {', '.join(table)}.")
 
 
 def reasoning_ids(policy: Policy, rollout: Rollout) -> tuple[int, ...]:
@@ -257,7 +249,7 @@ def gather_evidence(
     gathered = []
     for trace, group, prior in zip(traces, rewards, priors, strict=True):
         lengths = [len(rollout) for rollout in trace.rollouts]
-        reference = reference_length(lengths, (group > 0).tolist())
+        reference = reference_length(lengths, [rollout.correct for rollout in trace.rollouts])
         gains = advantages(group).tolist() if needs.advantage else [0.0] * len(group)
         gathered.append(
             [
@@ -284,7 +276,7 @@ def score_traces(
 ) -> list[Trace]:
     """Give every trajectory, roots too, its S_IB with the two parts.
 
-    Scores rest on the whole group, so score before filtering (METHOD.md §5). Arguments and errors
+    Scores rest on the whole group, so score before filtering (METHOD §5). Arguments and errors
     as in `gather_evidence`; `settings` names the estimator and holds its weights.
 
     Returns:
@@ -305,7 +297,7 @@ def score_traces(
 
 
 def filter_traces(traces: Sequence[Trace], settings: IBConfig) -> list[Trace]:
-    """Set `kept` of every rollout: the filter over each branch set; the roots stay (METHOD.md §5).
+    """Set `kept` of every rollout: the filter over each branch set; the roots stay (METHOD §5).
 
     Advantages are not touched: they are the whole group's, unless `ib.renormalise` is used after.
 

@@ -5,7 +5,9 @@ From a prefix to what a branch is injected with: embed c → prior P(z|c) → K 
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from i2b_lpo.config import LatentConfig, RunConfig, SampleConfig
 from i2b_lpo.inject import shape_of
 from i2b_lpo.latent import SAMPLERS, Gaussian, LatentModel, masked_mean
 from i2b_lpo.padding import mark, micro_batches, right_pad
@@ -23,7 +26,15 @@ from i2b_lpo.policy import BUNDLED, Policy, asset_path, check_finite
 from i2b_lpo.psa import FUSIONS, Fusion, Injection, Shape, Strength
 from i2b_lpo.safety import check_sums, redact, replaced
 
-__all__ = ["Steering", "embed", "embed_pairs", "load_steering", "new_steering", "save_steering"]
+__all__ = [
+    "Steering",
+    "embed",
+    "embed_pairs",
+    "latest_version",
+    "load_steering",
+    "new_steering",
+    "save_steering",
+]
 
 SETTINGS = "steering.json"
 WEIGHTS = "steering.safetensors"
@@ -40,6 +51,8 @@ class Steering:
         fusion_name: its name in `i2b_lpo.psa.FUSIONS`.
         strength: γ(s) it was trained with.
         card: how it was trained and what was measured.
+        version: counts the trainings: each that takes the place of earlier latents raises it.
+            Branches record it, and an update refuses those of another version.
     """
 
     policy: str
@@ -48,6 +61,7 @@ class Steering:
     fusion_name: str
     strength: Strength
     card: dict[str, Any] = field(default_factory=dict)
+    version: int = 1
 
     @torch.no_grad()
     def prior(self, policy: Policy, prefixes: Sequence[Sequence[int]]) -> Gaussian:
@@ -151,10 +165,13 @@ def new_steering(
     return Steering(policy.name, cvae, FUSIONS[fusion](shape, d_z), fusion, strength or Strength())
 
 
-def save_steering(steering: Steering, folder: str | Path) -> None:
-    """Write weights (bfloat16) and settings; `load_steering` reads them back.
+def save_steering(
+    steering: Steering, folder: str | Path, *, dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Write weights and settings; `load_steering` reads them back.
 
     The folder is whole or not there; earlier latents in it are replaced, other files are kept.
+    Weights are stored as `dtype`; bfloat16 would lose the small steps of reinforcement learning.
 
     Raises:
         ValueError: `folder` holds files but no latents.
@@ -163,11 +180,12 @@ def save_steering(steering: Steering, folder: str | Path) -> None:
     tensors = {}
     for name, part in (("cvae", steering.cvae), ("fusion", steering.fusion)):
         for key, parameter in part.named_parameters():
-            tensors[f"{name}.{key}"] = parameter.detach().to(torch.bfloat16).contiguous().cpu()
+            tensors[f"{name}.{key}"] = parameter.detach().to(dtype).contiguous().cpu()
         for key, buffer in part.named_buffers():  # whose range bfloat16 would spoil
             tensors[f"{name}.{key}"] = buffer.contiguous().cpu()
     settings = {
         "policy": steering.policy,
+        "version": steering.version,
         "fusion": steering.fusion_name,
         "strength": asdict(steering.strength),
         "d_z": steering.cvae.d_z,
@@ -180,23 +198,48 @@ def save_steering(steering: Steering, folder: str | Path) -> None:
         (new / SETTINGS).write_text(text, encoding="utf-8")
 
 
-def load_steering(policy: Policy, where: str | Path | None = None) -> Steering:
+def _making(policy: Policy, run: RunConfig | SampleConfig | None, folder: Path) -> str:
+    """The command that makes the latents which a run lacks, pasteable."""
+    wanted = LatentConfig(device=policy.device.type)
+    sets = {}
+    if run is not None:
+        wanted = dataclasses.replace(wanted, task=run.task, data=run.data)
+        sets = {name: getattr(run.rollout, name) for name in ("temperature", "max_new_tokens")}
+    words = ["--policy", policy.name]
+    for name in ("task", "data", "device"):
+        if getattr(wanted, name) != getattr(LatentConfig, name):
+            words += [f"--{name}", getattr(wanted, name)]
+    for name, value in sets.items():
+        if value != getattr(LatentConfig, name):
+            words += ["--set", f"{name}={value}"]
+    return shlex.join(["i2b-lpo", "train-latents", *words, "--output", str(folder)])
+
+
+def load_steering(
+    policy: Policy,
+    where: str | Path | None = None,
+    *,
+    run: RunConfig | SampleConfig | None = None,
+) -> Steering:
     """Load the steering of `policy`: its bundled one, or a folder of `i2b-lpo train-latents`.
+
+    Args:
+        policy: what they were trained for.
+        where: the folder; default the policy's own.
+        run: the settings of what needs them, for the command that makes them.
 
     Raises:
         ValueError: there is none (the message holds the command that makes it), it is damaged or
             not what was saved, or it was made for a policy of other sizes.
     """
     bundled = where is None and policy.name in BUNDLED
+    folder = _own_folder(policy) if where is None else Path(where).expanduser()
     if bundled:
-        folder = asset_path(f"{policy.name}-latents")
         check_sums(folder, bundled=True)
-    else:
-        folder = Path(where or f"{policy.name.replace('/', '--')}-latents").expanduser()
+    command = redact(_making(policy, run, folder))
     if not (folder / SETTINGS).is_file():
         raise ValueError(
-            f"There are no latents for {policy.name} in {folder}; make them with: "
-            f"i2b-lpo train-latents --policy {policy.name} --output {folder}"
+            f"There are no latents for {policy.name} in {folder}; make them with: {command}"
         )
     try:
         if not bundled:
@@ -215,11 +258,29 @@ def load_steering(policy: Policy, where: str | Path | None = None) -> Steering:
             part.to(policy.device).eval().requires_grad_(False)
         return Steering(
             settings["policy"], cvae, fusion, settings["fusion"],
-            Strength(**settings["strength"]), settings["card"],
+            Strength(**settings["strength"]), settings["card"], _version(settings),
         )  # fmt: skip
     except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         first, *_ = str(error).splitlines()
         raise ValueError(
             f"The latents in {folder} don't fit {policy.name} or are damaged ({first}); make them "
-            f"again with: i2b-lpo train-latents --policy {policy.name} --output {folder}"
+            f"again with: {command}"
         ) from error
+
+
+def latest_version(policy: Policy) -> int:
+    """Version of the latents `policy` has, bundled or in the folder named after it; 0 if none."""
+    file = _own_folder(policy) / SETTINGS
+    return _version(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else 0
+
+
+def _own_folder(policy: Policy) -> Path:
+    name = f"{policy.name.replace('/', '--')}-latents"
+    return asset_path(name) if policy.name in BUNDLED else Path(name).expanduser()
+
+
+def _version(settings: dict[str, Any]) -> int:
+    version = settings.get("version", 1)  # latents from before versions are a first training
+    if type(version) is not int or version < 1:
+        raise ValueError(f"their version is {version!r}")
+    return version

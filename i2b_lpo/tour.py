@@ -2,6 +2,10 @@
 
 Each training is a process of its own with one thread, so neither waits for the other; what they
 report goes through a pipe, and this process draws both progress bars.
+
+The two are compared at equal generated tokens: GRPO, which generates more in a step, as it was
+after the step at which its tokens come nearest to all of I²B-LPO's. Its run goes on to the same
+number of steps and is shown beside them.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import signal
 import sys
 import threading
@@ -18,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date
+from itertools import accumulate
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -29,12 +35,12 @@ from tqdm.auto import tqdm as progress_bar
 from transformers.utils import logging
 
 import i2b_lpo
-from i2b_lpo.config import CheckpointConfig, RunConfig, preset
+from i2b_lpo.config import RunConfig, TourConfig
 from i2b_lpo.decode import Sampling
 from i2b_lpo.evaluate import Evaluation, evaluate
-from i2b_lpo.metrics import Interval, paired_differences
-from i2b_lpo.policy import Policy, load_policy
-from i2b_lpo.report import NAMES, Run, tour_page
+from i2b_lpo.policy import Policy, load_policy, save_policy
+from i2b_lpo.report import NAMES, Run, summary, tour_page
+from i2b_lpo.settings import options, refuse_old, write_run
 from i2b_lpo.steering import load_steering
 from i2b_lpo.tasks import load_task
 from i2b_lpo.trace import Trace, read_traces, write_traces
@@ -44,8 +50,10 @@ from i2b_lpo.update import Learner
 __all__ = ["tour"]
 
 BASE, *TRAINED = NAMES
+GRPO, OURS = TRAINED
 FOLDERS = dict(zip(TRAINED, ("grpo", "i2b-lpo"), strict=True))  # also their names in RunConfig
 FIRST_STEP = "traces_first_step.jsonl"
+POLICIES = "policies"  # folder of GRPO's policies, step-1 and so on
 SHOWN = (
     "greedy",
     "pass@1",
@@ -64,7 +72,7 @@ GRACE = 5.0  # seconds that a process gets to end before it is killed
 Records = list[dict[str, float]]
 
 
-def tour(output: Path, *, seed: int = 0, steps: int | None = None) -> Path:
+def tour(output: Path, settings: TourConfig | None = None) -> Path:
     """Run the tour and return its page; the files of an earlier tour in `output` are replaced.
 
     Raises:
@@ -72,18 +80,18 @@ def tour(output: Path, *, seed: int = 0, steps: int | None = None) -> Path:
         ChildProcessError: one of the trainings failed; names it and says why. The other was ended.
     """
     begin = time.perf_counter()
-    settings = replace(preset("tiny"), seed=seed)
-    if steps is not None:
-        settings = replace(settings, steps=steps)
-    # Checkpoints would weigh more than the few minutes they save.
-    unsaved = CheckpointConfig(every=0)
-    configs = {n: replace(settings.with_method(m), checkpoint=unsaved) for n, m in FOLDERS.items()}
-    task = load_task(settings.task)
+    settings = settings or TourConfig()
+    for folder in FOLDERS.values():
+        refuse_old(output / folder)
+    configs = {name: settings.run(method) for name, method in FOLDERS.items()}
+    task = load_task(configs[TRAINED[0]].task)
     policy = load_policy(settings.policy)
     # The training loads them itself; here it is only to refuse before any work is done.
-    latents = load_steering(policy, configs[TRAINED[-1]].branch.latents or None).card
+    ours = configs[OURS]
+    latents = load_steering(policy, ours.branch.latents or None, run=ours).card
     questions = task.questions("validation", settings.evaluation.questions, seed=0)
-    sampling = Sampling(settings.rollout.max_new_tokens, settings.rollout.temperature)
+    drawn = settings.rollout
+    sampling = Sampling(drawn.max_new_tokens, drawn.temperature, drawn.top_p)
 
     def measured(what: Policy, folder: Path, name: str) -> tuple[Evaluation, list[Trace]]:
         result, traces = evaluate(
@@ -101,22 +109,33 @@ def tour(output: Path, *, seed: int = 0, steps: int | None = None) -> Path:
         return result, traces
 
     before, traces_before = measured(policy, output, "before")
+    write_run(settings, output, "tour")
     print(_forks(traces_before[0]))
     records = train_side_by_side(configs, output)
-    evaluations, runs = {BASE: before}, {}
-    for name, folder in FOLDERS.items():
+    stop = nearest_step(records[GRPO], _tokens(records[OURS]))
+    went_on = stop < len(records[GRPO])
+
+    def after(name: str, path: Path, file: str) -> tuple[Evaluation, list[Trace]]:
         # Weights are saved as they were trained, in float32.
-        trained = replace(load_policy(output / folder / "policy"), name=f"after {name}")
-        evaluations[name], traces = measured(trained, output / folder, "after")
+        trained = replace(load_policy(path), name=f"after {name}")
+        return measured(trained, output / FOLDERS[name], file)
+
+    runs = {}
+    for name, folder in FOLDERS.items():
+        cut = name == GRPO and went_on
+        place = f"{POLICIES}/step-{stop}" if cut else "policy"
+        found, traces = after(name, output / folder / place, "equal_tokens" if cut else "after")
+        end = after(name, output / folder / "policy", "after")[0].to_json() if cut else None
         runs[name] = Run(
-            evaluation=evaluations[name].to_json(),
+            evaluation=found.to_json(),
             traces=traces,
             records=records[name],
             config=configs[name].to_json(),
             step=list(read_traces(output / folder / FIRST_STEP)),
+            stop=stop if cut else None,
+            end=end,
         )
-    print(_table(evaluations))
-    print(_generated(records))
+    print(_table(before.to_json(), runs))
     return tour_page(
         output / "index.html",
         before=before.to_json(),
@@ -125,7 +144,7 @@ def tour(output: Path, *, seed: int = 0, steps: int | None = None) -> Path:
         environment=_environment(time.perf_counter() - begin),
         latents=latents,
         labeller=task.label,
-        command=f"i2b-lpo tour --seed {seed} --steps {settings.steps}",
+        command=" ".join(["i2b-lpo tour", *options(settings, TourConfig())]),
     )
 
 
@@ -135,7 +154,8 @@ def tour(output: Path, *, seed: int = 0, steps: int | None = None) -> Path:
 def train_side_by_side(configs: Mapping[str, RunConfig], output: Path) -> dict[str, Records]:
     """Train each run in a process of its own; returns the metrics of each step of each.
 
-    However it ends, no process is left over.
+    However it ends, no process is left over. Of GRPO's policies, kept after each step in its folder
+    `policies/`, those stay that may still be the one with I²B-LPO's tokens: at the end one.
 
     Args:
         configs: name of each run → its settings.
@@ -150,8 +170,10 @@ def train_side_by_side(configs: Mapping[str, RunConfig], output: Path) -> dict[s
         running: dict[Any, tuple[str, Any, Any]] = {}
         for place, (name, config) in enumerate(configs.items()):
             receiver, sender = context.Pipe(duplex=False)
+            folder = output / FOLDERS[name]
+            shutil.rmtree(folder / POLICIES, ignore_errors=True)  # of an earlier tour
             process = context.Process(
-                target=_train, args=(config, output / FOLDERS[name], sender), name=name
+                target=_train, args=(config, folder, sender, name == GRPO), name=name
             )
             stack.callback(_end, process)
             process.start()
@@ -172,13 +194,44 @@ def train_side_by_side(configs: Mapping[str, RunConfig], output: Path) -> dict[s
                     raise ChildProcessError(_failed(name, told, configs))
                 if told is not None:
                     records[name].append(told)
+                    _forget(output / FOLDERS[GRPO] / POLICIES, records)
                     bar.set_postfix({k: f"{told[k]:.3f}" for k in ("reward", "entropy")}, False)
                     bar.update()
+    _forget(output / FOLDERS[GRPO] / POLICIES, records, ended=True)
     return records
 
 
-def _train(config: RunConfig, output: Path, sender: Connection[Any, Any]) -> None:
-    """One training, in its own process: sends the metrics of each step, or what went wrong."""
+def nearest_step(records: Sequence[Mapping[str, float]], tokens: float) -> int:
+    """After how many steps (at least one) a run had generated nearly `tokens` tokens.
+
+    Example:
+        >>> nearest_step([{"new_tokens": 100}, {"new_tokens": 90}, {"new_tokens": 110}], 160)
+        2
+    """
+    sums = accumulate(row["new_tokens"] for row in records)
+    return min(enumerate(sums, 1), key=lambda pair: abs(pair[1] - tokens))[0]
+
+
+def _tokens(records: Sequence[Mapping[str, float]]) -> float:
+    return sum(row["new_tokens"] for row in records)
+
+
+def _forget(policies: Path, records: Mapping[str, Records], *, ended: bool = False) -> None:
+    """Remove GRPO's policies that can't be the nearest to I²B-LPO's tokens, however it goes on."""
+    if all(records.values()):
+        # I²B-LPO's tokens only grow, so a step that is too early stays so.
+        first = nearest_step(records[GRPO], _tokens(records[OURS]))
+        for path in policies.glob("step-*"):
+            step = int(path.name.removeprefix("step-"))
+            if step < first or (ended and step > first):
+                shutil.rmtree(path)
+
+
+def _train(config: RunConfig, output: Path, sender: Connection[Any, Any], keep: bool) -> None:
+    """One training, in its own process: sends the metrics of each step, or what went wrong.
+
+    With `keep` the policy is saved after each step.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, and that ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Bars are drawn by the parent; tqdm's own lock would outlive us where we are terminated.
@@ -186,8 +239,11 @@ def _train(config: RunConfig, output: Path, sender: Connection[Any, Any]) -> Non
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(1)
 
-    def tell(_: Learner, record: StepRecord) -> None:
-        if record.metrics["step"] == 0:
+    def tell(learner: Learner, record: StepRecord) -> None:
+        done = int(record.metrics["step"]) + 1
+        if keep:
+            save_policy(learner.policy, output / POLICIES / f"step-{done}")
+        if done == 1:
             pairs = zip(record.traces, record.advantages.tolist(), strict=True)
             shown = [replace(t, meta=t.meta | {"advantages": row}) for t, row in pairs]
             write_traces(output / FIRST_STEP, shown)
@@ -249,26 +305,11 @@ def _forks(trace: Trace) -> str:
     return f"\n{trace.question.text}\n\n{rollout.text}\n\nmost uncertain tokens: {forks}\n"
 
 
-def _table(evaluations: Mapping[str, Evaluation]) -> str:
-    first, second = (evaluations[name] for name in TRAINED)
-    change = paired_differences(first.values, second.values)
-    head = "".join(f"{name:25}" for name in evaluations)
-    lines = [f"\n{'':20} {head}{' − '.join(reversed(TRAINED))} (paired, 95 % interval)"]
-    for name in (name for name in SHOWN if name in change):
-        cells = "".join(f"{found.metrics[name]!s:25}" for found in evaluations.values())
-        lines.append(f"{name:20} {cells}{_signed(change[name])}")
-    return "\n".join(lines)
-
-
-def _signed(found: Interval) -> str:
-    return f"{found.mean:+z.3f} [{found.low:+z.3f}, {found.high:+z.3f}]"
-
-
-def _generated(records: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    totals = {name: sum(row["new_tokens"] for row in rows) for name, rows in records.items()}
-    return "\nTokens generated in training: " + ", ".join(
-        f"{name} {total:,.0f}" for name, total in totals.items()
-    )
+def _table(before: Mapping[str, Any], runs: Mapping[str, Run]) -> str:
+    rows = summary(before, runs, SHOWN)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["   ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join(["", *lines, "", "Brackets are 95 % intervals; the difference is paired."])
 
 
 def _environment(seconds: float) -> dict[str, str]:

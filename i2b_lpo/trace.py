@@ -17,7 +17,28 @@ from typing import Any
 from i2b_lpo.plain import visible
 from i2b_lpo.storage import write_text
 
-__all__ = ["Branch", "Question", "Rollout", "Score", "Trace", "read_traces", "write_traces"]
+__all__ = [
+    "Branch",
+    "Question",
+    "Rollout",
+    "Score",
+    "Trace",
+    "is_correct",
+    "read_traces",
+    "write_traces",
+]
+
+
+def is_correct(reward: float | None) -> bool:
+    """Whether a reward says that the answer is right: it is 1, a verdict's, or more [D].
+
+    The one place that decides it: part of a reward, as a reward of one's own may give, is not
+    right, and neither is a trajectory that wasn't verified.
+
+    >>> [is_correct(reward) for reward in (None, 0.0, 0.9, 1.0, 1.5)]
+    [False, False, False, True, True]
+    """
+    return reward is not None and reward >= 1.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +63,7 @@ class Branch:
         z: the latent, d_z numbers; empty for "none".
         gamma: γ_0, strength of the injection at the fork.
         decay: s_0 in tokens of γ(s) = γ_0 exp(−s/s_0); None if γ is constant.
+        version: of the latents z was drawn from (`Steering.version`); 0 if that wasn't recorded.
         round: 1 for a branch of a rollout, 2 for a branch of a branch, …
     """
 
@@ -52,11 +74,15 @@ class Branch:
     gamma: float = 0.0
     decay: float | None = None
     round: int = 1
+    version: int = 0
 
 
 @dataclass(frozen=True)
 class Score:
     """S_IB of a trajectory with its two parts: ``value = answer − cost`` (METHOD §5).
+
+    The unit is the estimator's: the default's answer part is a difference of probabilities, that of
+    the others nats a token.
 
     Attributes:
         value: S_IB.
@@ -116,6 +142,11 @@ class Rollout:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def correct(self) -> bool:
+        """Whether its reward says that the answer is right (`is_correct`)."""
+        return is_correct(self.reward)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ import random
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -39,20 +40,23 @@ from i2b_lpo.grpo import advantages, informative_groups, overlong_penalty
 from i2b_lpo.interrupt import Interrupted, Signals
 from i2b_lpo.memory import lowering
 from i2b_lpo.metrics import rep_n
+from i2b_lpo.names import check_names
 from i2b_lpo.policy import Policy, save_policy
 from i2b_lpo.rollout import Reward
 from i2b_lpo.samples import samples_of
-from i2b_lpo.scoring import check_names, filter_traces, score_traces
+from i2b_lpo.scoring import filter_traces, score_traces
+from i2b_lpo.settings import RUN, refuse_old, write_run
 from i2b_lpo.sharding import gathered, launcher_gone, together, unsharded
-from i2b_lpo.steering import Steering, load_steering
+from i2b_lpo.steering import Steering, load_steering, save_steering
 from i2b_lpo.storage import write_text
 from i2b_lpo.tasks import Task, without_long_prompts
 from i2b_lpo.trace import Trace
-from i2b_lpo.update import Learner, build_learner, update, variant_of
+from i2b_lpo.update import Learner, build_learner, update, variant_of, without_z
 
 __all__ = ["StepRecord", "reward_table", "score", "select", "train", "train_step"]
 
-CONFIG = "config.json"
+LATENTS = "latents"
+FIRST = 3  # steps after which a run that has earned nothing says so
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,10 @@ def _train_step(
     questions = task.batch(step, config.questions, seed=config.seed)[rank::ranks]
     settings = config.rollout
     learner.policy.model.eval()
-    tight = f"while decoding {settings.batch} rows at a time; lower rollout.batch."
+    tight = (
+        f"while decoding {settings.batch} rows at a time; try --set "
+        f"rollout.batch={max(1, settings.batch // 2)}."
+    )
     with together(accelerator), unsharded(learner.scorer):
         with lowering(tight), accelerator.autocast():  # the precision of the update's passes
             traces = grow_trees(
@@ -175,10 +182,12 @@ def _train_step(
         traces, scores = select(traces, score(traces, rewards, config), learner)
     selected = time.perf_counter()
     drop = ~informative_groups(rewards) & variant.drop_uniform
-    parts = []
-    for part in range(config.grpo.updates):
-        rows = slice(part, None, config.grpo.updates)
-        chosen = samples_of(traces[rows], scores[rows], dropped=drop[rows].tolist())
+    samples = samples_of(traces, scores, dropped=drop.tolist())
+    if config.grpo.logprob == "plain":  # π_old is the policy before the first of the updates
+        samples = without_z(learner, samples)
+    parts, size = [], rewards.shape[1]
+    for part in range(config.grpo.updates):  # whole groups: every updates-th question
+        chosen = [s for i, s in enumerate(samples) if i // size % config.grpo.updates == part]
         parts.append(update(learner, chosen, step=step))
     metrics = {name: fmean(p[name] for p in parts) for name in parts[0]}
     metrics["trained_tokens"] *= len(parts)  # the one that is a sum
@@ -197,7 +206,7 @@ def _summary(traces: Sequence[Trace], task: Task) -> dict[str, float]:
     tokens = sum(map(len, rollouts))
     summary = {
         "reward": fmean(r for row in rewards for r in row),
-        "solved": fmean(max(row) > 0 for row in rewards),
+        "solved": fmean(any(r.correct for r in t.rollouts) for t in traces),
         "uniform_groups": fmean(len(set(row)) == 1 for row in rewards),
         "entropy": sum(h for r in rollouts for h in r.entropies) / tokens,
         "length": tokens / len(rollouts),
@@ -238,14 +247,17 @@ def train(
 ) -> list[dict[str, float]]:
     """Train `policy` in place for `config.steps` steps; returns the metrics of each.
 
+    Warns if no trajectory of the first steps earned anything, and says why that may be.
+
     Args:
         config: the settings of the run.
         policy: what is trained.
         task: where the questions come from.
         steering: the latents of branches with z; default those that `config` names.
         reward: your own reward of a text, in place of the verifier's 1 or 0.
-        output: folder for `config.json`, `metrics.jsonl` (one line a step), `checkpoints/` and at
-            the end the policy as a Hugging Face folder `policy/`. With checkpoints, Ctrl-C and
+        output: folder for `run.toml` (the settings, which repeat it), `metrics.jsonl` (one line a
+            step), `checkpoints/` and at the end the policy as a Hugging Face folder `policy/`, with
+            `grpo.train_psa` also its `latents/`, of the next version. With checkpoints, Ctrl-C and
             SIGTERM end the run after its current step, saved.
         resume: go on from the newest checkpoint in `output`; on a CPU bit for bit as if the run
             had never stopped.
@@ -259,11 +271,14 @@ def train(
             given, or it holds another run than this one.
         Interrupted: a signal ended the run; it is a KeyboardInterrupt.
     """
-    check_names(config.ib)
+    check_names(config)
     if resume and output is None:
-        raise ValueError("resume goes on with the run in output=; name its folder.")
+        raise ValueError(
+            "--resume goes on with the run in --output (in Python: resume=, output=); name its "
+            "folder."
+        )
     if steering is None and config.branch.samples and config.branch.fusion != "none":
-        steering = load_steering(policy, config.branch.latents or None)
+        steering = load_steering(policy, config.branch.latents or None, run=config)
     task = without_long_prompts(
         task,
         lambda question: len(policy.prompt_ids(question.text)),
@@ -276,10 +291,16 @@ def train(
         total=config.steps, initial=len(history), desc="train", unit="step",
         disable=not (progress and main),
     )  # fmt: skip
+    reasons: Counter[str] = Counter()
     with bar, Signals() if saved else nullcontext(Signals()) as signals:
         for step in range(len(history), config.steps):
             record = train_step(learner, task, step, reward=reward)
             history.append(record.metrics)
+            reasons.update(
+                r.reason if r.finished else "cut off" for t in record.traces for r in t.rollouts
+            )
+            if main and len(history) == min(FIRST, config.steps) and _earned_nothing(history):
+                warnings.warn(_why_nothing(reasons, config.rollout.max_new_tokens), stacklevel=2)
             bar.update()
             bar.set_postfix({k: f"{record.metrics[k]:.3f}" for k in ("reward", "entropy")})
             if output is not None and main:
@@ -307,28 +328,66 @@ def train(
     weights = {name: gathered(p) for name, p in policy.model.named_parameters()}
     if output is not None and main:
         save_policy(policy, output / "policy", weights=weights if config.shard else None)
+    if output is not None and config.grpo.train_psa and steering is not None:
+        card = steering.card | {"train_psa_steps": len(history)}
+        with unsharded(learner.scorer):
+            if main:
+                trained = replace(steering, version=steering.version + 1, card=card)
+                save_steering(trained, output / LATENTS, dtype=torch.float32)
     return history
+
+
+def _earned_nothing(history: Sequence[Mapping[str, float]]) -> bool:
+    """No group of these steps had anything to compare, and none earned more than 0."""
+    return all(row["uniform_groups"] == 1 and row["reward"] <= 0 for row in history)
+
+
+def _why_nothing(reasons: Counter[str], limit: int) -> str:
+    known = {
+        "cut off": f"didn't end within rollout.max_new_tokens={limit} (raise it, if it isn't that "
+        "the policy never writes an end token)",
+        "no_answer": r"ended without \boxed{…} (the prompt must ask for it)",
+        "wrong": "gave another answer than the gold one (look whether the gold answers are bare: "
+        "no sentence around them)",
+        "own reward": "got nothing from the reward function (try it on a text that is right)",
+    }
+    count = sum(reasons.values())
+    told = "; ".join(
+        f"{number / count:.0%} {known.get(reason, 'gave an answer that could not be read')}"
+        for reason, number in reasons.most_common()
+    )
+    return (
+        f"No trajectory of the first steps earned a reward, so nothing has been learnt yet. Of "
+        f"{count}, {told}. If texts and gold answers are as they should be, the questions are too "
+        "hard for the policy as it is: take easier ones, more rollout.samples or a stronger policy."
+    )
 
 
 def _begin(learner: Learner, task: Task, output: Path, resume: bool) -> list[dict[str, float]]:
     """Open the folder of a run; returns the metrics of the steps already done."""
     config, accelerator = learner.config, learner.accelerator
-    found = newest_checkpoint(output) if resume else None
-    if resume and not (output / CONFIG).is_file():
-        raise ValueError(f"{output} holds no run to go on with; start one without resume.")
+    refuse_old(output)
+    if resume and not (output / RUN).is_file():
+        raise ValueError(
+            f"{output} holds no run to go on with; start one without --resume (resume=False)."
+        )
     if not resume and any((output / CHECKPOINTS).glob("step-*")):
-        raise ValueError(f"{output} holds a run; go on with resume, or choose another folder.")
+        raise ValueError(
+            f"{output} holds a run; go on with --resume (resume=True in Python), or choose another "
+            "folder."
+        )
+    found = newest_checkpoint(output) if resume else None
     if found is not None and found.step > config.steps:
         raise ValueError(
-            f"The run in {output} has done {found.step} steps, more than steps={config.steps}; "
-            "give at least as many."
+            f"The run in {output} has done {found.step} steps, more than the "
+            f"{config.steps} asked for; give --steps {found.step} or more (in Python steps)."
         )
     if resume and found is None:
         warnings.warn(f"{output} has no checkpoint yet; its first step comes next.", stacklevel=3)
     history = [] if found is None else restore(learner, task, found)
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        config.save(output / CONFIG)
+        write_run(config, output, "train")
         write_text(output / METRICS, "".join(json.dumps(row) + "\n" for row in history))
     accelerator.wait_for_everyone()  # before anybody looks into the folder again
     return history

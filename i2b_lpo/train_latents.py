@@ -108,8 +108,6 @@ def collect(
     *,
     split: str = "train",
     questions: int | None = None,
-    max_new_tokens: int = 160,
-    temperature: float = 1.0,
     batch: int = 128,
 ) -> tuple[list[Example], int]:
     """Sample rollouts of `source` and part them; returns the examples and the tokens it took."""
@@ -119,7 +117,7 @@ def collect(
         traces = roll_out(
             source,
             asked,
-            Sampling(max_new_tokens, temperature),
+            Sampling(config.max_new_tokens, config.temperature),
             samples=config.samples,
             generator=generator,
             batch=batch,
@@ -179,6 +177,7 @@ def train_latents(
     examples: Sequence[Example],
     config: LatentConfig,
     *,
+    version: int = 1,
     on_step: Callable[[int, Elbo], None] | None = None,
 ) -> Steering:
     """Train CVAE and fusion on `examples` with the frozen `policy` as decoder.
@@ -187,6 +186,7 @@ def train_latents(
         policy: the policy on which z will be used; also the embedder.
         examples: from `collect`, of the policy itself or of the one it was trained from.
         config: objective, sizes and schedule.
+        version: of the latents; give those that take the place of others their version plus 1.
         on_step: called after each step with its number and ELBO.
 
     Raises:
@@ -224,7 +224,8 @@ def train_latents(
     for part in (cvae, fusion):
         part.eval().requires_grad_(False)
         part.zero_grad()  # what the last step left
-    return replace(steering, card={"config": asdict(config), "examples": len(examples)})
+    card = {"config": asdict(config), "examples": len(examples)}
+    return replace(steering, card=card, version=version)
 
 
 def _steer(
@@ -261,7 +262,8 @@ def _steer(
             )
             if not result.loss.isfinite():
                 raise FloatingPointError(
-                    f"Step {step}: the ELBO isn't finite; lower learning_rate."
+                    f"Step {step}: the ELBO isn't finite; lower the rate: --set "
+                    f"learning_rate={config.learning_rate / 2:g}."
                 )
             _step(optimizer, result)
             if step % 10 == 0:

@@ -29,7 +29,7 @@ from i2b_lpo.memory import halving, one_pass
 from i2b_lpo.padding import micro_batches
 from i2b_lpo.policy import Policy
 from i2b_lpo.samples import Batch, Sample, pack
-from i2b_lpo.sharding import agree, gathered, put_gradients, shard, unsharded
+from i2b_lpo.sharding import agree, gathered, put_gradients, shard, together, unsharded
 from i2b_lpo.steering import Steering
 from i2b_lpo.trace import Rollout
 
@@ -127,12 +127,13 @@ def build_learner(
     if config.questions % share:
         raise ValueError(
             f"{config.questions} questions a step can't be dealt to {accelerator.num_processes} "
-            f"process(es) × {config.grpo.updates} update(s); use a multiple of {share}."
+            f"process(es) × {config.grpo.updates} update(s); use a multiple of {share}: --set "
+            f"questions={share * -(-config.questions // share)}."
         )
     if sharded and accelerator.num_processes == 1:
         raise ValueError(
             "Weights can't be sharded over one process; start several with torchrun "
-            "--nproc_per_node, or leave sharding off."
+            "--nproc_per_node, or leave --shard out (in Python shard, sharded)."
         )
     if config.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable()
@@ -173,35 +174,85 @@ def variant_of(config: RunConfig) -> Variant:
     return VARIANTS[name]
 
 
-def without_z(
-    learner: Learner, samples: Sequence[Sample], *, micro_tokens: int | None = None
-) -> list[Sample]:
+def without_z(learner: Learner, samples: Sequence[Sample]) -> list[Sample]:
     """Prepare branches for `plain` training: π_old without z, and each token's weight.
 
     The weight is the detached min(C, π_old(o_t|q,o_<t) / π_old(o_t|q,o_<t,z)), both at the sampling
-    temperature (METHOD §6). Samples without z stay as they are. `micro_tokens` padded tokens make a
-    pass; default `grpo.micro_tokens`.
+    temperature (METHOD §6). Samples without z, and those of advantage 0, stay as they are.
+
+    π_old is the policy as it is now, so call it once for a batch, before the first update on any
+    part of it. All processes take part. Where memory runs out, all passes are made again with half
+    the tokens each.
+
+    Raises:
+        OutOfMemory: one trajectory alone doesn't fit.
     """
-    ready = list(samples)
-    steered = [
-        i for i, s in enumerate(samples) if s.advantage and s.rollout.branch and s.rollout.branch.z
-    ]
-    policy, cap = learner.policy, learner.config.grpo.ratio_cap
-    scorer = TokenScorer(policy, learner.config.rollout.temperature)
-    tokens = learner.config.grpo.micro_tokens if micro_tokens is None else micro_tokens
-    for rows in micro_batches(steered, tokens, lambda i: len(samples[i])):
-        part = [samples[i] for i in rows]
-        with torch.no_grad(), _one_pass(part), learner.accelerator.autocast():
-            batch = pack(part, policy.pad_id, policy.device)
-            logp, _ = scorer(batch)
-        for at, i in enumerate(rows):
-            plain = logp[at][batch.mask[at]].double()
-            own = plain.new_tensor(samples[i].rollout.logprobs[samples[i].start :])
-            weight = (plain - own).exp().clamp(max=cap)
-            ready[i] = replace(
-                samples[i], old_logprobs=tuple(plain.tolist()), weights=tuple(weight.tolist())
-            )
+    steered = [i for i, s in enumerate(samples) if s.advantage and s.z]
+    measured = halving(
+        lambda tokens: _plain_logprobs(learner, [samples[i] for i in steered], tokens),
+        learner.config.grpo.micro_tokens,
+        agree=partial(agree, learner.accelerator),
+    )
+    ready, cap = list(samples), learner.config.grpo.ratio_cap
+    for i, plain in zip(steered, measured, strict=True):
+        own = plain.new_tensor(samples[i].rollout.logprobs[samples[i].start :])
+        weight = (plain - own).exp().clamp(max=cap)
+        ready[i] = replace(
+            samples[i], old_logprobs=tuple(plain.tolist()), weights=tuple(weight.tolist())
+        )
     return ready
+
+
+def _plain_logprobs(learner: Learner, samples: Sequence[Sample], tokens: int) -> list[Tensor]:
+    """Log π without z of each sample's own tokens, float64, in passes of at most `tokens`."""
+    policy, found = learner.policy, dict[int, Tensor]()
+    scorer = TokenScorer(policy, learner.config.rollout.temperature)
+    with torch.no_grad(), unsharded(learner.scorer):
+        for rows in micro_batches(range(len(samples)), tokens, lambda i: len(samples[i])):
+            part = [samples[i] for i in rows]
+            with _one_pass(part), learner.accelerator.autocast():
+                batch = pack(part, policy.pad_id, policy.device)
+                logp, _ = scorer(batch)
+            found |= {i: logp[at][batch.mask[at]].double() for at, i in enumerate(rows)}
+    return [found[i] for i in range(len(samples))]
+
+
+def _refuse_foreign(learner: Learner, samples: Sequence[Sample]) -> None:
+    """Refuse samples with z that the learner would score by another π than their own."""
+    plain, steering = learner.config.grpo.logprob == "plain", learner.steering
+    own = None
+    if steering is not None:
+        strength = steering.strength
+        own = steering.fusion_name, strength.gamma, strength.decay, steering.version
+    for sample in samples:
+        branch = sample.rollout.branch
+        if branch is None or not branch.z:
+            continue
+        ready = sample.weights is not None
+        if plain and sample.advantage and not ready:
+            raise ValueError(
+                "A branch with z isn't ready for grpo.logprob plain; call without_z on the whole "
+                "batch, once, before its first update."
+            )
+        if not plain and ready:
+            raise ValueError(
+                "A branch was prepared by without_z, and grpo.logprob latent trains it with its z; "
+                "give the samples as they were drawn."
+            )
+        drawn = branch.fusion, branch.gamma, branch.decay, branch.version
+        if plain or drawn == own:
+            continue
+        has = "has no latents" if own is None else f"has {_latents(*own)}"
+        raise ValueError(
+            f"A branch was drawn with {_latents(*drawn)}, and the learner {has}: its ratios would "
+            "be of another policy. Build the learner with the latents that the branches were drawn "
+            "with, or draw them again."
+        )
+
+
+def _latents(fusion: str, gamma: float, decay: float | None, version: int) -> str:
+    known = str(version or "unknown (it wasn't recorded)")
+    return f"fusion {fusion}, γ_0 = {gamma}, s_0 = {decay}, latents of version {known}"
 
 
 def _one_pass(samples: Sequence[Sample]) -> AbstractContextManager[None]:
@@ -219,6 +270,8 @@ def update(learner: Learner, samples: Sequence[Sample], *, step: int = 0) -> dic
     memory runs out, all passes are made again with half the tokens each.
 
     Raises:
+        ValueError: a branch was drawn with other latents than the learner's, or with z and isn't
+            prepared for `plain` training. No parameter was changed; it is raised on all processes.
         FloatingPointError: a number, loss or gradient isn't finite; names step and tensor. No
             parameter was changed; it is raised on all processes.
         OutOfMemory: one trajectory alone doesn't fit. No parameter was changed.
@@ -232,6 +285,8 @@ def update(learner: Learner, samples: Sequence[Sample], *, step: int = 0) -> dic
     stepped = learner.optimizer.param_groups[0]["params"]
     if any(p is not q for p, q in zip(_trained(learner.scorer), stepped, strict=True)):
         raise RuntimeError("The optimizer holds the sharded weights: leave `unsharded` first.")
+    with together(accelerator):
+        _refuse_foreign(learner, samples)
     kept = [sample for sample in samples if not sample.dropped]
     count = {
         "token": sum(s.new_tokens for s in kept),
@@ -274,8 +329,6 @@ def _passes(
     loss, counted, clipped, ratios = 0.0, 0, 0.0, 0.0
     with unsharded(scorer):
         try:
-            if plain:
-                samples = without_z(learner, samples, micro_tokens=tokens)
             scorer.zero_grad(set_to_none=True)  # whatever other code may have left
             scorer.train()
             for rows in micro_batches(samples, tokens, len):
@@ -301,6 +354,7 @@ def _passes(
                         alpha=config.grpo.alpha,
                         clip_low=variant.clip_low,
                         clip_high=variant.clip_high,
+                        dual_clip=variant.dual_clip,
                         reduction=variant.reduction,
                         normaliser=normaliser,
                     )
@@ -322,8 +376,8 @@ def _refuse_non_finite(step: int, tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise FloatingPointError(
-                f"Step {step}: {name}: not every number is finite; no parameter was changed. Lower "
-                "optimizer.learning_rate, or start from an earlier policy."
+                f"Step {step}: {name}: not every number is finite; no parameter was changed. Take "
+                "a lower --set optimizer.learning_rate=X, or start from an earlier policy."
             )
 
 

@@ -2,43 +2,65 @@ r"""Model text → last ``\boxed{…}`` → verdict: the reward of a rollout.
 
 Two stages decide whether an answer equals the gold answer:
 
-1. **Exact, here, in microseconds.** Integers, fractions, decimals, and their sums, products and
-   powers are compared as `fractions.Fraction`; words such as ``\text{Monday}`` and times of day as
-   what they say; anything else is correct if both are the same string in one notation. Needs no
-   dependency, and no number grows beyond `_exact.MAX_BITS`.
+1. **Exact, here, in microseconds** (`i2b_lpo._stage_one`). Both answers get one notation and lose
+   prose and units. Integers, fractions, decimals, and their sums, products and powers are compared
+   as `fractions.Fraction`; words, times of day and ratios as what they say; anything else is
+   correct if both are the same string. Needs no dependency, and no number grows beyond
+   `_exact.MAX_BITS`.
 2. **math-verify, in a child process** (`i2b_lpo._verify_worker`) with limits of time and memory,
    for the rest: roots, polynomials, intervals, matrices, sets, equations.
 
-Accepted on purpose: a unit, a currency or a variable's name on one side only (``18`` = ``\$18`` =
-``18\text{ eggs}`` = ``x=18``), whatever the unit; a missing percent or degree sign (``20\%`` =
-``20`` = ``0.2``); a base that only the gold answer names (``37_8`` = ``37``); unsimplified
-arithmetic (``6/8`` = ``3/4``).
+Accepted on purpose, where a text could be read in two ways:
+
+* A unit, a currency or a variable's name on one side only (``18`` = ``\$18`` = ``18\text{ eggs}`` =
+  ``18 m/s`` = ``x=18``), whatever the unit; a missing percent or degree sign (``20\%`` = ``20`` =
+  ``0.2``); prose before a number (``Answer: 5``, ``about 5``); an option's letter (``(B) 12`` =
+  ``B`` = ``12``). A letter alone behind a number is a variable (``5t``), but in an answer to a
+  plain number ``12 s`` and ``12L`` are units.
+* A base or a modulus that only the gold answer names (``37_8`` = ``37``, ``5\pmod 7`` = ``5``), not
+  one that only the answer names. Residues are not reduced: ``12\pmod 7`` is not ``5\pmod 7``.
+* ``\sqrt13`` is √13 and ``x^-1`` is 1/x, though TeX takes one digit; ``^\circ`` after a number is
+  π/180 where the other side has π, and in a sine.
+* ``(1,2)`` is as well the pair as the open interval and a column; not the set ``\{1,2\}``. A list
+  without brackets is a set or a tuple. ``1,000`` is a number, within brackets it is two, unless
+  the other commas have spaces: ``\{1,000, 2,000\}``.
+* An inequality is an interval if it is solved (``x>2``, ``|x|<2``, ``0<x<1\text{ or }x>3``):
+  ``x^2<4`` for ``(-2,2)`` may be the question itself. "and" between inequalities is the
+  intersection, even if the union was meant.
+* ``a\pm b`` is the two values; several ± in one element stay as they are.
+* ``9:24`` and ``3:08`` are times of day, ``3:4:5`` and ``6:8:10`` are ratios.
+* The names in ``\text{Alice and Bob}`` have no order; in ``\text{Alice, Bob}`` they have one unless
+  the other side joins them. Words of five letters and more are no products of letters.
+* ``0.333…`` and ``0.1212…`` repeat. A decimal of `_stage_one.PRINTED_DIGITS` digits counts for the
+  fraction that it rounds, a shorter one does not: ``0.333333`` is not ``1/3``.
+* Unsimplified arithmetic (``6/8`` = ``3/4``).
 
 What remains inexact in stage 2: a decimal counts for an irrational number when they agree to six
-digits; a list is a set, and ``(1,2)`` is as well the open interval as the pair; ``i`` is always the
-imaginary unit; ``1/2\pi`` is ``1/(2π)``; equations are compared over the real numbers, inequalities
-by math-verify alone. Stage 1 does not round: ``0.333333`` is not ``1/3``.
+digits; ``i`` is always the imaginary unit; ``1/2\pi`` is ``1/(2π)``; ``\log`` has base 10;
+equations are compared over the real numbers.
 """
 
 from __future__ import annotations
 
 import math
-import re
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal
 
-from i2b_lpo._answers import Form, form_of
+from i2b_lpo._answers import Form, form_of, is_prose
+from i2b_lpo._references import extract_boxed, gold_answer, gsm8k_gold, unboxed
+from i2b_lpo._stage_one import stage_one
 from i2b_lpo._verify_pool import shared_pool
 from i2b_lpo._verify_worker import Outcome
 
 __all__ = [
     "Reason",
     "Verdict",
+    "check_gold",
     "equivalent",
     "extract_boxed",
+    "gold_answer",
     "gsm8k_gold",
     "verify",
     "verify_batch",
@@ -55,10 +77,10 @@ class Verdict:
 
     Attributes:
         correct: whether the answer equals the gold answer; the reward is ``float(correct)``.
-        reason: ``correct``; ``wrong``; ``no_answer``: no balanced box, or an empty one;
+        reason: ``correct``; ``wrong``; ``no_answer``: no balanced box, or only empty ones;
             ``unparsable``: not LaTeX that math-verify can read; ``timeout``: more time or memory
             than a comparison may take; ``too_long``: more than `max_characters`.
-        answer: the content of the last balanced ``\boxed{…}`` as written, None if there is none.
+        answer: the content of the last balanced box as written, None if there is none.
     """
 
     correct: bool
@@ -75,7 +97,7 @@ def verify(
     first call (about 1 s, not counted as `timeout`) and takes about 10 ms after that.
 
     Args:
-        gold: the reference answer, bare (``\frac{3}{4}``) or boxed.
+        gold: the reference answer, bare (``\frac{3}{4}``), boxed, or after ``####``.
         text: what the model wrote.
         timeout: wall-clock seconds for the comparison.
         max_characters: the longest answer that is compared.
@@ -183,7 +205,7 @@ def equivalent(a: str, b: str, *, timeout: float = 5.0) -> bool:
         (True, False)
     """
     _check_timeout(timeout)
-    a, b = sorted(_unboxed(side).strip() for side in (a, b))
+    a, b = sorted(unboxed(side).strip() for side in (a, b))
     if a == b:
         return True
     if max(len(a), len(b)) > MAX_CHARACTERS:
@@ -191,66 +213,27 @@ def equivalent(a: str, b: str, *, timeout: float = 5.0) -> bool:
     one, other = form_of(a), form_of(b)
     if not (one.text and other.text):
         return False
-    return bool(_stage_one(other, one)) or _decide([(one, other)], timeout) == ["correct"]
+    return bool(stage_one(other, one)) or _decide([(one, other)], timeout) == ["correct"]
 
 
-def gsm8k_gold(answer_field: str) -> str:
-    """Return the final number of a GSM8K ``answer`` field: after the last ``####``, without commas.
+def check_gold(gold: str) -> None:
+    """Refuse a gold answer that no answer of a model would meet.
 
     Raises:
-        ValueError: the field has no ``####``.
+        ValueError: as `verify`, or the gold answer is a sentence, or words around a number.
 
     Example:
-        >>> gsm8k_gold("She sold 48/2 = <<48/2=24>>24 more, so 1,072 in all. #### 1,072")
-        '1072'
+        >>> check_gold("18 dollars")
+        >>> check_gold("18 dollars and 50 cents")
+        Traceback (most recent call last):
+        ...
+        ValueError: the gold answer '18 dollars and 50 cents' is prose; give the number ...
     """
-    _, marker, number = answer_field.rpartition("####")
-    if not marker or not number.strip():
-        raise ValueError("no final answer: a GSM8K answer field ends in '#### ' and the number")
-    return number.strip().replace(",", "")
-
-
-# A run of backslashes with what it acts on, or a brace. Possessive, so a megabyte of backslashes or
-# spaces is read once.
-_BRACES = re.compile(r"(\\++)(boxed\s*+\{|[{}])?|[{}]")
-
-
-def extract_boxed(text: str) -> str | None:
-    r"""Return the content of the last balanced ``\boxed{…}``, None if there is none.
-
-    One pass over the text, whatever is in it. The last box is the one that begins last, so the
-    inner of two nested ones; a box that never closes is passed over; ``\{`` and ``\}`` are no
-    braces.
-
-    Example:
-        >>> extract_boxed(r"\boxed{1}, no: \boxed{\frac{1}{2}}, or \boxed{3")
-        '\\frac{1}{2}'
-    """
-    start = text.find(r"\boxed")
-    if start < 0:
-        return None
-    last: tuple[int, int] | None = None
-    depth = 0
-    boxes: list[tuple[int, int]] = []  # open ones: (depth, where the content begins)
-    for match in _BRACES.finditer(text, start):
-        backslashes, braced = match.groups()
-        if braced and braced[0] == "b":
-            depth += 1
-            boxes.append((depth, match.end()))
-            continue
-        brace = braced or match[0]
-        if brace == "{" or brace == "}":
-            if backslashes and len(backslashes) % 2:
-                continue
-            if brace == "{":
-                depth += 1
-            elif depth:
-                if boxes and boxes[-1][0] == depth:
-                    begin = boxes.pop()[1]
-                    if last is None or begin > last[0]:
-                        last = (begin, match.end() - 1)
-                depth -= 1
-    return None if last is None else text[last[0] : last[1]]
+    if is_prose(_gold_form(gold, MAX_CHARACTERS)):
+        raise ValueError(
+            f"the gold answer {reprlib.repr(gold_answer(gold))} is prose; give the number or name "
+            "alone"
+        )
 
 
 def _check_timeout(timeout: float) -> None:
@@ -258,15 +241,10 @@ def _check_timeout(timeout: float) -> None:
         raise ValueError(f"timeout is {timeout!r}; give a positive number of seconds")
 
 
-def _unboxed(answer: str) -> str:
-    if not isinstance(answer, str):
-        raise ValueError(f"give an answer as a string, not {type(answer).__name__}")
-    content = extract_boxed(answer)
-    return answer if content is None else content
-
-
 def _gold_form(gold: str, max_characters: int) -> Form:
-    gold = _unboxed(gold)
+    if not isinstance(gold, str):
+        raise ValueError(f"give an answer as a string, not {type(gold).__name__}")
+    gold = gold_answer(gold)
     if len(gold) > max_characters:
         raise ValueError(
             f"the gold answer {reprlib.repr(gold)} has {len(gold)} characters; drop the question "
@@ -280,53 +258,28 @@ def _gold_form(gold: str, max_characters: int) -> Form:
 
 # --------------------------------------------------------------------------------- the two stages
 
-_CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?([ap]m)?")
-# Bases and primes: the parser of stage 2 passes over them in silence.
-_DROPPED = re.compile(r"(?<=[\d)}])_|'")
-_LINK = re.compile(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
-
 
 def _decide(pairs: Sequence[tuple[Form, Form]], timeout: float) -> list[Reason]:
     reasons: list[Reason | None] = []
     undecided: dict[tuple[str, str], Outcome] = {}
     for gold, answer in pairs:
-        equal = _stage_one(gold, answer)
+        equal = stage_one(gold, answer)
         reasons.append(None if equal is None else "correct" if equal else "wrong")
         if equal is None:
-            undecided[gold.text, answer.text] = "timeout"
+            undecided[_for_stage_two(gold, answer)] = "timeout"
     if undecided:
         outcomes = shared_pool().compare_many(list(undecided), timeout)
         undecided = dict(zip(undecided, outcomes, strict=True))
     return [
-        reason or undecided[gold.text, answer.text]
+        reason or undecided[_for_stage_two(gold, answer)]
         for reason, (gold, answer) in zip(reasons, pairs, strict=True)
     ]
 
 
-def _stage_one(gold: Form, answer: Form) -> bool | None:
-    if gold.text == answer.text:
-        return True
-    if gold.number is not None and answer.number is not None and not gold.bare_unit:
-        return _same_number(gold, answer)
-    if gold.is_text or answer.is_text:
-        return gold.words is not None and gold.words == answer.words
-    clocks = [_CLOCK.fullmatch(form.text) for form in (gold, answer)]
-    if clocks[0] and clocks[1]:
-        ours, theirs = clocks[0].groups(), clocks[1].groups()
-        same_time = [int(part or 0) for part in ours[:3]] == [int(part or 0) for part in theirs[:3]]
-        return same_time and (ours[3] == theirs[3] or not (ours[3] and theirs[3]))
-    if _DROPPED.search(gold.text) or _DROPPED.search(answer.text):
-        return False
-    links = [set(_LINK.findall(form.text)) for form in (gold, answer)]
-    return False if all(links) and links[0] != links[1] else None
+def _for_stage_two(gold: Form, answer: Form) -> tuple[str, str]:
+    # An angle in degrees is one in radians where the other side has π.
+    def text(form: Form, other: Form) -> str:
+        turn = form.degrees and r"\pi" in other.text
+        return rf"\frac{{({form.number})\pi}}{{180}}" if turn else form.text
 
-
-def _same_number(gold: Form, answer: Form) -> bool:
-    # A name or a base may be left out; a base may be added only to a gold answer that has it.
-    if answer.tag != gold.tag and answer.tag and (gold.tag or answer.tag.startswith("_")):
-        return False
-    if gold.percent == answer.percent:
-        return gold.number == answer.number
-    assert gold.number is not None and answer.number is not None
-    part, whole = (gold, answer) if gold.percent else (answer, gold)
-    return whole.number in (part.number, Fraction(part.number or 0) / 100)
+    return text(gold, answer), text(answer, gold)

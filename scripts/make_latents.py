@@ -1,7 +1,7 @@
 """Train the latents of the bundled policies and write their cards.
 
-    python scripts/make_latents.py tiny-base     # 8 minutes on one core
-    python scripts/make_latents.py tiny-grpo     # 8 minutes on one core
+    python scripts/make_latents.py tiny-base     # 6 minutes on one core
+    python scripts/make_latents.py tiny-grpo     # 6 minutes on one core
 
 Both learn from the rollouts of the base policy; each is decoded by its own policy, frozen.
 """
@@ -21,7 +21,7 @@ import torch
 from i2b_lpo.config import LatentConfig
 from i2b_lpo.policy import BUNDLED, asset_path, load_policy
 from i2b_lpo.safety import write_sums
-from i2b_lpo.steering import SETTINGS, WEIGHTS, save_steering
+from i2b_lpo.steering import SETTINGS, WEIGHTS, latest_version, save_steering
 from i2b_lpo.tasks import load_task
 from i2b_lpo.train_latents import collect, steering_report, train_latents
 
@@ -33,6 +33,7 @@ I²B-LPO, not the authors' code.
 
 | | |
 |---|---|
+| version | {version} |
 | made by | `python scripts/make_latents.py {policy}` |
 | learnt from | {examples:,} forks in {tokens:,} tokens that `{source}` sampled |
 | asked | {questions} train questions × {samples}, seed {seed} |
@@ -70,9 +71,9 @@ def main() -> None:
         load_policy(arguments.policy),
         load_task("shop"),
     )
-    config = LatentConfig(source=source.name)
+    config = LatentConfig(policy=policy.name, source=source.name)
     examples, tokens = collect(source, task, config)
-    steering = train_latents(policy, examples, config)
+    steering = train_latents(policy, examples, config, version=latest_version(policy) + 1)
     minutes = (time.perf_counter() - begin) / 60
     other = dataclasses.replace(config, seed=config.seed + 1)
     held_out, _ = collect(source, task, other, split="validation", questions=200)
@@ -83,6 +84,7 @@ def main() -> None:
     values = dataclasses.asdict(config) | report["log_prob"] | report
     values |= {
         "policy": arguments.policy,
+        "version": steering.version,
         "numbers": sum(
             p.numel() for part in (steering.cvae, steering.fusion) for p in part.parameters()
         ),

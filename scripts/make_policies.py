@@ -24,6 +24,7 @@ from i2b_lpo.evaluate import entropy_profile, evaluate
 from i2b_lpo.policy import asset_path, load_policy, make_policy, save_policy
 from i2b_lpo.pretrain import PretrainConfig, build_model, build_tokenizer, pretrain
 from i2b_lpo.safety import write_sums
+from i2b_lpo.settings import read_run
 from i2b_lpo.tasks import load_task
 from i2b_lpo.tasks.shop import STRATEGIES
 from i2b_lpo.train import train
@@ -57,7 +58,7 @@ def make_grpo(run: Path) -> None:
     config = dataclasses.replace(preset("tiny"), steps=COLLAPSE_STEPS)
     finished = run / "policy"
     if finished.is_dir():  # pilot B's first seed is this very run: don't train it twice
-        if json.loads((run / "config.json").read_text()) != config.to_json():
+        if read_run(run) != config:
             raise SystemExit(f"{run} was trained with other settings; name another folder.")
     else:
         train(config, load_policy(config.policy), load_task(config.task), output=run)

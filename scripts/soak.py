@@ -218,7 +218,7 @@ def main() -> None:
 
                     def go_on(folder: Path = folder) -> None:
                         marked(shared)
-                        work(config, folder, resume=(folder / "run" / "config.json").is_file())
+                        work(config, folder, resume=(folder / "run" / "run.toml").is_file())
 
                     shared[:2] = bytes(2)
                     child = forked(go_on)

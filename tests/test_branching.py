@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -356,6 +357,20 @@ def test_choose_forks_is_the_rule_on_own_entropies() -> None:
         for seed in range(80)
     }
     assert drawn == set(range(len(tree.rollouts[0])))
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.3, 0.6])
+def test_forks_are_drawn_from_the_share_that_the_settings_name(fraction: float) -> None:
+    policy = policy_of()
+    (tree,) = grow_trees(
+        policy, QUESTIONS[:1], WARM, config_of(fusion="none"), samples=1, generator=seeded()
+    )
+    entropies = tree.rollouts[0].entropies
+    count = max(1, math.ceil(fraction * len(entropies)))
+    top = sorted(range(len(entropies)), key=lambda t: entropies[t])[-count:]
+    settings = config_of(fraction=fraction)
+    drawn = {choose_forks([tree], [(0, 0)], settings, seeded(s))[0].t for s in range(120)}
+    assert drawn == set(top)
 
 
 @pytest.mark.parametrize("fusion", ["none", "psa"])
@@ -869,6 +884,18 @@ def test_a_forest_that_cant_be_is_refused_before_anything_is_sampled(
         grow_trees(policy, QUESTIONS, WARM, config_of(**config), generator=generator, **given)
     assert watch.passes == 0
     assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("version", [1, 7])
+def test_a_branch_records_what_its_latent_was_drawn_with(version: int) -> None:
+    policy = policy_of()
+    steering = replace(steering_of(policy), version=version)
+    for tree in grow(policy, config_of(), steering=steering):
+        for branch in (r.branch for r in tree.rollouts if r.branch):
+            assert (branch.fusion, branch.gamma, branch.decay) == ("psa", 0.9, 4.0)
+            assert branch.version == version
+    for tree in grow(policy, config_of(fusion="none")):
+        assert {r.branch.version for r in tree.rollouts if r.branch} == {0}
 
 
 def test_plain_resampling_ignores_latents_it_is_given() -> None:

@@ -1,5 +1,8 @@
 """The widgets in a real browser: JupyterLab runs notebooks 02, 04 and 07, a person's hands follow.
 
+Then every kind of widget on a page that is slow in each of the ways that left figures empty: a slow
+processor, processors that others keep busy, JavaScript that arrives late.
+
 Needs Chromium and playwright. Without them the whole file is skipped with one sentence, unless
 I2B_NEED_BROWSER=1 says that this is a failure. Screenshots are kept in artifacts/.
 """
@@ -16,9 +19,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -32,9 +37,63 @@ FLAGS = [
 ]  # fmt: skip
 SECONDS = 170  # that a whole notebook may take
 HARMLESS = "ResizeObserver loop"  # Chromium's note that a layout took one more frame
+# Anywidget's note that a part of the page took more than two seconds. From then on it delivers no
+# message to that part, so no figure may need one.
+GAVE_UP = "[anywidget] Failed to initialize model."
+
+# Of a widget: that it shows figures, that none is an empty grid, and that each one that can be
+# clicked is drawn and has no still picture in its place any more.
+DRAWN = """css => {
+  const shown = [...document.querySelectorAll(css + ' .js-plotly-plot')];
+  const live = [...document.querySelectorAll(css + ' .i2b-live')];
+  return shown.length > 0
+    && shown.every(figure => figure.querySelector('.trace, .hm') && figure.clientHeight > 100)
+    && live.every(figure => shown.includes(figure)
+      && !figure.parentElement.querySelector('.jp-OutputArea-output'));
+}"""
+
+# Plotly's JavaScript for live figures, 5 MB, arrives when `release()` is called.
+HOLD = """(() => {
+  const held = new Promise(done => { window.release = done; });
+  window.held = held;
+  const address = URL.createObjectURL.bind(URL);
+  URL.createObjectURL = blob => {
+    const url = address(blob);
+    if (blob.size < 1e6) return url;
+    const late = `await window.held; export * from "${url}"; export { default } from "${url}";`;
+    return address(new Blob([late], { type: "text/javascript" }));
+  };
+})()"""
+
+HEADS = """\
+from i2b_lpo.policy import load_policy
+from i2b_lpo.steering import load_steering
+from i2b_lpo.widgets import *
+
+policy = load_policy("tiny-grpo")
+steering = load_steering(policy)
+HeadExplorer(policy, steering)"""
+WIDGETS = {  # of notebooks 02 to 06, with little to compute
+    "HeadExplorer": HEADS,
+    "LatentExplorer": """\
+import torch
+
+z = torch.randn(2, 3, steering.cvae.d_z, generator=torch.Generator().manual_seed(0))
+LatentExplorer(policy, steering, {"Factor": z[0], "Guess": z[1]})""",
+    "BranchExplorer": """\
+explorer = BranchExplorer(policy, steering, max_new_tokens=40)
+explorer""",
+    "ScoreDesigner": """\
+from i2b_lpo.config import IBConfig
+from i2b_lpo.scoring import gather_evidence
+
+ib, trees = IBConfig(), [explorer.trace]
+ScoreDesigner(trees, gather_evidence(policy, trees, ib.estimator), ib)""",
+    "GroupDesigner": "GroupDesigner(explorer.trace)",
+}
 
 try:
-    from playwright.sync_api import Page, sync_playwright
+    from playwright.sync_api import Page, TimeoutError, sync_playwright
 except ImportError:
     sync_playwright = None  # type: ignore[assignment]
 
@@ -53,6 +112,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a JupyterLab over copies of the notebooks, with a home of its own."""
     home = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", home / "notebooks")
+    for stem, cells in {"late": [HEADS], "slow": list(WIDGETS.values())}.items():
+        own = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+        own.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(own, home / "notebooks" / f"{stem}_page.ipynb")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -115,24 +178,43 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 class Notebook:
-    """A notebook that JupyterLab runs from top to bottom, and one of its widgets."""
+    """A notebook that JupyterLab runs from top to bottom, and one of its widgets.
 
-    def __init__(self, browser: Any, lab: str, stem: str, widget: str) -> None:
+    `slower` is how many times slower than it is the page's processor shall be; `held`, whether
+    plotly's JavaScript waits for a call of `release()`.
+    """
+
+    def __init__(
+        self,
+        browser: Any,
+        lab: str,
+        stem: str,
+        widget: str,
+        *,
+        slower: int = 1,
+        held: bool = False,
+    ) -> None:
         self.stem, self.css = stem, f".i2b-{widget}"
         self.errors: list[str] = []
         self.page: Page = browser.new_page(viewport={"width": 1280, "height": 900})
         self.page.set_default_timeout(60_000)
         self.page.on("console", self._said)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        name = next((ROOT / "notebooks").glob(f"{stem}_*.ipynb")).name
+        if held:
+            self.page.add_init_script(HOLD)
         self.page.goto(f"{lab}/lab/workspaces/w{stem}?reset")
-        self.page.locator(".jp-DirListing-item", has_text=name).dblclick()
+        self.page.locator(".jp-DirListing-item", has_text=f"{stem}_").dblclick()
         self._connected(f"{lab}/api/sessions?")
+        if slower > 1:
+            tools = self.page.context.new_cdp_session(self.page)
+            tools.send("Emulation.setCPUThrottlingRate", {"rate": slower})
         self._run_all()
         self.panel.locator(".js-plotly-plot").first.wait_for(timeout=1000 * SECONDS)
         self.idle()
         self.panel.scroll_into_view_if_needed()
         self.page.wait_for_timeout(1000)
+        if not held:
+            self.all_drawn(self.css)
 
     def _connected(self, sessions: str) -> None:
         """Wait for this page's kernel: run before that, Lab asks for one and drops the cells.
@@ -168,6 +250,15 @@ class Notebook:
     @property
     def panel(self) -> Any:
         return self.page.locator(self.css).first
+
+    def all_drawn(self, css: str) -> None:
+        """Every figure of a widget shows its traces; wait for those that aren't drawn yet."""
+        PICTURES.mkdir(exist_ok=True)
+        try:
+            self.page.wait_for_function(DRAWN, arg=css, timeout=90_000)
+        except TimeoutError as late:
+            self.page.screenshot(path=PICTURES / f"{self.stem}-failed.png")
+            raise AssertionError(f"{css} has a figure that isn't drawn: {self.errors}") from late
 
     def drawn(self) -> str:
         """The data of the widget's figures, as the browser has them."""
@@ -243,6 +334,53 @@ class Notebook:
         assert self.errors == []
 
 
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """Meanwhile others use the processors, too."""
+    others = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)
+    ]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def test_a_figure_whose_javascript_is_late_is_a_still_picture_until_then(
+    browser: Any, lab: str
+) -> None:
+    notebook = Notebook(browser, lab, "late", "HeadExplorer", held=True)
+    notebook.page.wait_for_timeout(2500)  # longer than anywidget waits
+    still = notebook.panel.locator(".js-plotly-plot >> nth=0 >> .hm")
+    assert still.count() > 0 and not notebook.page.evaluate(DRAWN, notebook.css)
+    notebook.panel.screenshot(path=PICTURES / "late-still.png")
+    notebook.page.evaluate("release()")
+    notebook.all_drawn(notebook.css)
+
+    def detail() -> str:
+        return str(notebook.panel.locator(".js-plotly-plot .gtitle").nth(1).text_content())
+
+    cell = ".i2b-live .heatmaplayer image >> nth=0"
+    notebook.changes(lambda: notebook.point(cell, 0.875, 0.875), detail)
+    assert "Layer 3, head 3" in detail()
+    notebook.end()
+
+
+def test_every_widget_draws_on_a_slow_page_of_a_busy_machine(browser: Any, lab: str) -> None:
+    with busy(2):
+        notebook = Notebook(browser, lab, "slow", "HeadExplorer", slower=6)
+        for widget in WIDGETS:
+            notebook.all_drawn(f".i2b-{widget}")
+    notebook.resize(1280, 2400)
+    for widget in WIDGETS:
+        place = notebook.page.locator(f".i2b-{widget}").first
+        place.screenshot(path=PICTURES / f"slow-{widget}.png")
+    notebook.page.close()
+    assert [error for error in notebook.errors if error != GAVE_UP] == []
+
+
 def test_branches_in_notebook_02(browser: Any, lab: str) -> None:
     notebook = Notebook(browser, lab, "02", "BranchExplorer")
 
@@ -252,13 +390,12 @@ def test_branches_in_notebook_02(browser: Any, lab: str) -> None:
 
     notebook.changes(grow)
     notebook.idle()
+    notebook.all_drawn(notebook.css)
 
     def chosen() -> str:
         return str(notebook.panel.locator("select").nth(3).input_value())
 
-    notebook.changes(
-        lambda: notebook.point(".js-plotly-plot >> nth=0 >> .barlayer .point >> nth=-60"), chosen
-    )
+    notebook.changes(lambda: notebook.point(".i2b-live .barlayer .point >> nth=-60"), chosen)
     notebook.idle()
     notebook.end()
 
@@ -267,11 +404,12 @@ def test_heads_in_notebook_04(browser: Any, lab: str) -> None:
     notebook = Notebook(browser, lab, "04", "HeadExplorer")
     notebook.changes(lambda: notebook.slide("s, tokens since", "ArrowRight"))
     notebook.idle()
+    notebook.all_drawn(notebook.css)
 
     def detail() -> str:
         return str(notebook.panel.locator(".js-plotly-plot .gtitle").nth(1).text_content())
 
-    cell = ".js-plotly-plot >> nth=0 >> .heatmaplayer image >> nth=0"
+    cell = ".i2b-live .heatmaplayer image >> nth=0"
     notebook.changes(lambda: notebook.point(cell, 0.875, 0.875), detail)
     assert "Layer 3, head 3" in detail()
     notebook.idle()

@@ -37,8 +37,10 @@ from i2b_lpo.config import (
     RunConfig,
 )
 from i2b_lpo.interrupt import Interrupted
-from i2b_lpo.policy import Policy
-from i2b_lpo.steering import Steering, new_steering
+from i2b_lpo.policy import Policy, load_policy
+from i2b_lpo.psa import Strength
+from i2b_lpo.settings import read_run
+from i2b_lpo.steering import Steering, load_steering, new_steering
 from i2b_lpo.trace import Question
 from i2b_lpo.train import StepRecord, train
 from i2b_lpo.update import Learner, build_learner
@@ -370,6 +372,50 @@ def test_no_checkpoints_if_none_are_wanted(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
+# --- latents --------------------------------------------------------------------------------------
+
+
+def test_a_fusion_that_was_trained_is_saved_as_latents_also_after_a_stop(tmp_path: Path) -> None:
+    config = RUNS["train_psa"]
+    policy, steering = setting(config)
+    assert steering is not None
+    steering = replace(steering, version=3, card={"kept": True})
+    fresh = [p.clone() for p in steering.fusion.parameters()]
+    train(
+        config, policy, FakeTask(), steering=steering, reward=by_text, output=tmp_path / "whole",
+        progress=False,
+    )  # fmt: skip
+    assert steering.version == 3, "until its run has ended, its branches are of this version"
+    loaded = load_steering(load_policy(tmp_path / "whole" / "policy"), tmp_path / "whole/latents")
+    assert (loaded.version, loaded.strength) == (4, steering.strength)
+    assert loaded.card == {"kept": True, "train_psa_steps": 4}
+    pairs = zip(loaded.fusion.parameters(), steering.fusion.parameters(), fresh, strict=True)
+    assert all(torch.equal(a, b) and not torch.equal(a, c) for a, b, c in pairs)
+    for a, b in zip(loaded.cvae.parameters(), steering.cvae.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for stop, resume in ((True, False), (False, True)):
+        policy, again = setting(config)
+        assert again is not None
+        train(
+            config, policy, FakeTask(), steering=replace(again, version=3, card={"kept": True}),
+            reward=by_text, output=tmp_path / "parted", resume=resume,
+            stop=lambda stop=stop: stop, progress=False,
+        )  # fmt: skip
+    for file in ("steering.json", "steering.safetensors"):
+        parted, whole = (tmp_path / run / "latents" / file for run in ("parted", "whole"))
+        assert parted.read_bytes() == whole.read_bytes()
+
+
+def test_a_fusion_that_was_not_trained_is_not_saved_again(tmp_path: Path) -> None:
+    policy, steering = setting(WHOLE)
+    config = replace(WHOLE, steps=1)
+    train(
+        config, policy, FakeTask(), steering=steering, reward=by_text, output=tmp_path,
+        progress=False,
+    )  # fmt: skip
+    assert not (tmp_path / "latents").exists()
+
+
 # --- broken checkpoints ---------------------------------------------------------------------------
 
 
@@ -471,7 +517,8 @@ def test_other_settings_are_refused_by_name(finished: Path) -> None:
 
 
 def test_fewer_steps_than_were_done_are_refused(finished: Path) -> None:
-    refused(finished, "has done 4 steps, more than steps=3", replace(WHOLE, steps=3))
+    hint = "has done 4 steps, more than the 3 asked for; give --steps 4 or more"
+    refused(finished, hint, replace(WHOLE, steps=3))
 
 
 def test_another_task_is_refused(finished: Path) -> None:
@@ -489,8 +536,13 @@ def _new_template(policy: Policy, steering: Steering) -> None:
     policy.tokenizer.chat_template += " "
 
 
+def _new_strength(policy: Policy, steering: Steering) -> None:
+    object.__setattr__(steering, "strength", Strength(gamma=0.5))
+
+
 def test_other_latents_or_another_template_are_refused(finished: Path) -> None:
     refused(finished, "the latents changed", change=_new_latents)
+    refused(finished, "the latents changed", change=_new_strength)
     refused(finished, "chat template or instruction changed", change=_new_template)
 
 
@@ -505,8 +557,8 @@ def test_weights_of_another_size_are_refused(tmp_path: Path, finished: Path) -> 
     checkpoint = newest_checkpoint(finished)
     assert checkpoint is not None
     learner = build_learner(tiny_policy(intermediate_size=32), GRPO)
-    other = replace(checkpoint, manifest={**checkpoint.manifest, "config": GRPO.to_json()})
-    other.manifest["sums"] = i2b_lpo.checkpoint._identity(learner, FakeTask(), 4)["sums"]
+    made = i2b_lpo.checkpoint._identity(learner, FakeTask(), 4)
+    other = replace(checkpoint, manifest={**checkpoint.manifest, **made})
     with pytest.raises(ValueError, match="other names or sizes than tiny qwen3"):
         restore(learner, FakeTask(), other)
 
@@ -521,10 +573,66 @@ def test_more_steps_and_other_saves_are_welcome_and_other_memory_is_said(
         longer = replace(WHOLE, steps=5, checkpoint=CheckpointConfig(every=5, keep=1))
         go(longer, tmp_path / "run", log, resume=True)
     assert set(steps(log)) == {*"01234", "end"}
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 5
+    assert read_run(tmp_path / "run").steps == 5
     less = replace(longer, steps=6, grpo=replace(WHOLE.grpo, micro_tokens=50))
     with pytest.warns(UserWarning, match=r"not bit for bit .*grpo.micro_tokens 100 → 50"):
         go(less, tmp_path / "run", log, resume=True)
+
+
+def test_settings_that_change_nothing_refuse_no_resume(tmp_path: Path, finished: Path) -> None:
+    other = replace(
+        WHOLE,
+        steps=5,
+        data="moved",
+        branch=replace(WHOLE.branch, latents="moved"),
+        grpo=replace(WHOLE.grpo, ratio_cap=9.0),  # of the plain mode
+    )
+    for config in (other, replace(WHOLE, steps=5)):
+        folder = tmp_path / config.data / "run"
+        shutil.copytree(finished, folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            go(config, folder, folder / "log", resume=True)
+    assert steps(tmp_path / "moved" / "run" / "log") == steps(tmp_path / "run" / "log")
+    with pytest.warns(UserWarning, match=r"not bit for bit .*device 'cpu' → 'cuda'"):
+        go(replace(WHOLE, steps=6, device="cuda"), folder, folder / "log", resume=True)
+
+
+IDLE = {
+    "branch.rule": (GRPO, replace(GRPO, branch=BranchConfig(rule="argmax"))),
+    "ib.keep": (GRPO, replace(GRPO, ib=replace(NO_IB, keep=1))),
+    "grpo.logprob": (GRPO, replace(GRPO, grpo=replace(GRPO.grpo, logprob="plain"))),
+    "branch.sampler": (
+        replace(WHOLE, branch=BranchConfig(2, fusion="none")),
+        replace(WHOLE, branch=BranchConfig(2, fusion="none", sampler="independent")),
+    ),
+    "branch.fraction": (
+        replace(WHOLE, branch=BranchConfig(2, rule="uniform")),
+        replace(WHOLE, branch=BranchConfig(2, rule="uniform", fraction=0.5)),
+    ),
+    "ib.renormalise": (
+        replace(WHOLE, ib=IBConfig(filter="none")),
+        replace(WHOLE, ib=IBConfig(filter="none", renormalise=True)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_an_idle_setting_changes_no_number(name: str) -> None:
+    assert all(name in config.idle() for config in IDLE[name])
+    found = []
+    for config in IDLE[name]:
+        policy, steering = setting(config)
+        records: list[StepRecord] = []
+        train(
+            replace(config, steps=2), policy, FakeTask(), steering=steering, progress=False,
+            on_step=lambda _, record, kept=records: kept.append(record),
+        )  # fmt: skip
+        weights = [p.tolist() for p in policy.model.parameters()]
+        rows = [r for s in records for t in s.traces for r in t.rollouts]
+        scored = [(r.ids, r.reward, r.kept) for r in rows]
+        found.append((scored, [s.advantages.tolist() for s in records], weights))
+    assert found[0] == found[1]
 
 
 def test_a_run_is_never_overwritten(finished: Path) -> None:

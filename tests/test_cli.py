@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,9 @@ import i2b_lpo.export
 import i2b_lpo.policy
 from i2b_lpo import cli
 from i2b_lpo.cli import main
-from i2b_lpo.config import PRESETS, EvaluationConfig, RolloutConfig, RunConfig
+from i2b_lpo.config import PRESETS, EvaluationConfig, RolloutConfig, RunConfig, TourConfig
 from i2b_lpo.policy import BUNDLED, Policy, load_policy, save_policy
+from i2b_lpo.settings import read_run, to_toml
 from i2b_lpo.steering import new_steering, save_steering
 from i2b_lpo.trace import read_traces
 
@@ -51,7 +53,6 @@ def small(monkeypatch: pytest.MonkeyPatch, policy: str) -> RunConfig:
         steps=3,
         questions=2,
         rollout=RolloutConfig(samples=2, max_new_tokens=6),
-        evaluation=EvaluationConfig(questions=3, samples=2),
     )
     monkeypatch.setitem(PRESETS, "tiny", config)
     return config
@@ -171,8 +172,8 @@ def test_train_writes_a_run_and_export_a_card(
     arguments = ("--task", "product", "--steps", 2, "--seed", 5, "--output", output)
     assert run("train", *arguments) == 0
     assert str(output) in capsys.readouterr().out
-    config = json.loads((output / "config.json").read_text(encoding="utf-8"))
-    assert config == replace(small, task="product", steps=2, seed=5).to_json()
+    config = read_run(output)
+    assert config == replace(small, task="product", steps=2, seed=5)
     metrics = lines(output / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [0, 1]
     trained = AutoModelForCausalLM.from_pretrained(output / "policy")
@@ -182,7 +183,7 @@ def test_train_writes_a_run_and_export_a_card(
     assert card.startswith("---\nlibrary_name: transformers\n")
     for part in ("independent reconstruction", "task `product`, 2 steps, seed 5", small.policy):
         assert part in card
-    assert json.dumps(config, indent=2) in card
+    assert to_toml(config) in card
     assert json.dumps(metrics[-1]) in card
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "card")
     for name, weight in trained.state_dict().items():
@@ -215,10 +216,15 @@ def test_pretrain_writes_a_policy_of_the_bundled_task(
 
 
 @pytest.fixture
-def touring(small: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def touring(policy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder to start a small tour in: groups of four, as M(1+K) needs. It has no latents."""
-    rollout = replace(small.rollout, samples=4)
-    monkeypatch.setitem(PRESETS, "tiny", replace(small, rollout=rollout))
+    settings = TourConfig(
+        policy=policy,
+        questions=2,
+        rollout=RolloutConfig(samples=4, max_new_tokens=6),
+        evaluation=EvaluationConfig(questions=3, samples=2),
+    )
+    (tmp_path / "tour.toml").write_text(to_toml(settings), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -232,12 +238,12 @@ def test_tour_trains_two_ways_and_writes_a_page(
     (output / "grpo").mkdir(parents=True)
     for old in (output / "index.html", output / "before.json", output / "grpo" / "metrics.jsonl"):
         old.write_text("of an earlier tour", encoding="utf-8")
-    assert run("tour", "--output", output, "--steps", 2) == 0
+    assert run("tour", "--config", "tour.toml", "--output", output, "--steps", 2) == 0
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1] == f"Page: {output / 'index.html'} (open it in a browser)"
-    head = next(line for line in shown.splitlines() if "paired" in line)
-    assert head.split()[:3] == ["base", "GRPO", "I²B-LPO"]
-    assert "pass@1" in shown and "Tokens generated in training: GRPO " in shown
+    head = next(line for line in shown.splitlines() if line.startswith("metric "))
+    assert head.split()[1:6] == ["base", "GRPO", "I²B-LPO", "I²B-LPO", "−"]
+    assert "\npass@1 " in shown and "\ntokens generated in training " in shown
     page = (output / "index.html").read_text(encoding="utf-8")
     assert page.startswith("<!DOCTYPE html>") and 'id="tree"' in page and 'id="scatter"' in page
     questions = []
@@ -257,15 +263,20 @@ def test_tour_trains_two_ways_and_writes_a_page(
     for folder, roots in (("grpo", 4), ("i2b-lpo", 1)):
         rows = lines(output / folder / "metrics.jsonl")
         assert [row["step"] for row in rows] == [0, 1]
-        spent[folder] = f"{sum(row['new_tokens'] for row in rows):,.0f}"
-        config = json.loads((output / folder / "config.json").read_text(encoding="utf-8"))
-        assert config["rollout"]["samples"] == roots
-    said = f"GRPO generated {spent['grpo']} tokens and I²B-LPO {spent['i2b-lpo']},"
-    assert said in page
+        spent[folder] = [row["new_tokens"] for row in rows]
+        assert read_run(output / folder).rollout.samples == roots
+    grpo, ours = spent["grpo"], sum(spent["i2b-lpo"])
+    stop = 1 if abs(grpo[0] - ours) <= abs(sum(grpo) - ours) else 2
+    assert [p.name for p in (output / "grpo" / "policies").iterdir()] == [f"step-{stop}"]
+    assert (output / "grpo" / "equal_tokens.json").exists() == (stop == 1)
+    said = f"GRPO after {stop} step{'s' * (stop > 1)}, {sum(grpo[:stop]):,.0f} tokens, and I²B-LPO "
+    assert said + f"after 2 steps, {ours:,.0f} tokens" in page
+    assert ("GRPO, all 2 steps" in page) == (stop == 1)
 
 
 def test_tour_needs_latents_before_it_does_anything(touring: Path, capsys: Capture) -> None:
-    refused(capsys, "make them with: i2b-lpo train-latents --policy", "tour", "--output", "tour")
+    arguments = ("tour", "--config", "tour.toml", "--output", "tour")
+    refused(capsys, "make them with: i2b-lpo train-latents --policy", *arguments)
     assert not (touring / "tour").exists()
 
 
@@ -276,7 +287,7 @@ def test_info_tells_versions_and_presets(capsys: Capture) -> None:
         assert part in shown
     for name, config in PRESETS.items():
         assert run("info", "--preset", name) == 0
-        assert json.loads(capsys.readouterr().out) == config.to_json()
+        assert tomllib.loads(capsys.readouterr().out) == config.to_json()
 
 
 def test_notebooks_are_copied(notebooks: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -418,7 +429,7 @@ def test_nothing_is_written_over(
 @pytest.mark.usefixtures("small")
 def test_a_run_without_its_settings_is_no_run(tmp_path: Path, capsys: Capture) -> None:
     save_policy(tiny_policy(), tmp_path / "run" / "policy")
-    refused(capsys, "config.json", "export", tmp_path / "run", tmp_path / "card")
+    refused(capsys, "run.toml", "export", tmp_path / "run", tmp_path / "card")
     assert not (tmp_path / "card").exists()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from i2b_lpo.cli import main
+from i2b_lpo.settings import read_run
 from i2b_lpo.trace import read_traces
 
 QUESTION = "Mia buys 23 pens at $14 and 37 cups at $6. What is the cost?"
@@ -30,12 +31,12 @@ def test_latents_are_made_saved_and_used(
     assert main([*common, "--method", "i2b-lpo", "--output", str(run)]) == 0
     row = json.loads((run / "metrics.jsonl").read_text())
     assert row["kept"] == pytest.approx(2 / 3)
-    settings = json.loads((run / "config.json").read_text())
-    assert settings["branch"]["latents"] == str(latents) and settings["rollout"]["samples"] == 2
+    settings = read_run(run)
+    assert settings.branch.latents == str(latents) and settings.rollout.samples == 2
 
     capsys.readouterr()
     assert main([*common, "--output", str(tmp_path / "other")]) == 2
-    assert "--latents acts on branches; add --method i2b-lpo." in capsys.readouterr().err
+    assert "branch.latents changes nothing here: there are no branches" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
     assert main(make) == 2, "an existing folder was written over"
 
@@ -58,7 +59,7 @@ def test_a_tree_is_printed_and_saved(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rollout", "--branches", "2", "--fusion", "magic"], "Unknown fusion 'magic'; choose one"),
+        (["rollout", "--branches", "2", "--fusion", "magic"], "Unknown branch.fusion 'magic'"),
         (["rollout", "--branches", "2", "--fusion", "input"], "trained for the fusion 'psa'"),
         (["train", "--method", "ppo", "--output", "x"], "invalid choice: 'ppo'"),
         (["train-latents", "--fusion", "magic", "--output", "x"], "Unknown fusion 'magic'"),

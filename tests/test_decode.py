@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -311,7 +312,7 @@ def test_draw_equals_walking_the_distribution(weights: list[float], uniform: flo
 
 def brute_force_nucleus(probs: list[float], top_p: float) -> set[int]:
     kept: set[int] = set()
-    for token in sorted(range(len(probs)), key=lambda t: -probs[t]):
+    for token in sorted(range(len(probs)), key=lambda t: (-probs[t], t)):
         if sum(probs[t] for t in kept) >= top_p:
             break
         kept.add(token)
@@ -329,6 +330,21 @@ def test_the_nucleus_equals_brute_force(top_p: float) -> None:
         assert after[sorted(expected)].tolist() == before[sorted(expected)].tolist()
         sizes.add(len(expected))
     assert len(sizes) > 1 or top_p <= 0.1
+
+
+@pytest.mark.parametrize("size", [8, 64, 300])
+def test_of_tokens_equally_likely_those_with_lower_ids_are_the_nucleus(size: int) -> None:
+    # All numbers are exact in binary, so only the order of equals decides.
+    generator = seeded(size)
+    for _ in range(20):
+        parts = torch.randint(1, 4, (size,), generator=generator)
+        parts[0] += 2 ** math.ceil(math.log2(4 * size)) - parts.sum()  # a power of two in all
+        probs = (parts / parts.sum()).double()[torch.randperm(size, generator=generator)]
+        for top_p in (0.125, 0.5, 0.75):
+            (kept,) = _keep_nucleus(probs[None], top_p)
+            assert set(kept.nonzero()[:, 0].tolist()) == brute_force_nucleus(probs.tolist(), top_p)
+    even = torch.full((1, 16), 1 / 16)
+    assert _keep_nucleus(even, 0.25)[0].nonzero()[:, 0].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (0.7, 0.8)])

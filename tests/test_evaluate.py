@@ -143,6 +143,21 @@ def test_metrics_equal_those_worked_out_by_hand() -> None:
     assert (result.questions, result.samples) == (2, 4)
 
 
+@pytest.mark.parametrize("partial", [0.3, 0.5, 0.7, 0.99])
+def test_part_of_a_reward_is_no_right_answer(partial: float) -> None:
+    """A reward of one's own: every 0 becomes a part, every 1 more than the whole."""
+
+    def changed(trace: Trace) -> Trace:
+        rewards = {0.0: partial, 1.0: 1.5}
+        rollouts = (replace(r, reward=rewards[r.reward or 0.0]) for r in trace.rollouts)
+        return replace(trace, rollouts=tuple(rollouts))
+
+    result = measure(list(map(changed, TRACES)), WordTask(), greedy=list(map(changed, GREEDY)))
+    for name in ("greedy", "pass@1", "pass@2", "pass@4"):
+        assert result.values[name] == pytest.approx(BY_HAND[name]), name
+    assert result.strategies == measured().strategies
+
+
 def test_accuracy_is_given_for_each_level() -> None:
     third = replace(TRACES[1], question=replace(TWO, id="three", level=1))
     greedy = [*GREEDY, replace(GREEDY[1], question=third.question)]

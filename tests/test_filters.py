@@ -79,6 +79,14 @@ def test_ties_go_to_the_lower_index() -> None:
         assert kept == [True, True, True, False]
 
 
+@pytest.mark.parametrize("partial", [0.0, 0.3, 0.5, 0.7, 0.99])
+def test_part_of_a_reward_is_not_right(partial: float) -> None:
+    rewards, scores = [0.0, 1.0, partial, 1.5, partial], [0.0, 0.1, 0.2, 0.3, 0.4]
+    # ⌈2·1/4⌉ = 1 of the two right ones, 1 and 3, and 1 of the others
+    kept = FILTERS["within_outcome"](scores, rewards, [[1, 2, 3, 4]], 1)
+    assert kept == [True, False, False, True, True]
+
+
 def test_a_roots_score_is_not_read() -> None:
     assert FILTERS["top_n"]([math.nan, 0.2, 0.1], [0, 0, 0], [[1, 2]], 1) == [True, True, False]
 
@@ -153,3 +161,5 @@ def test_renormalise_refuses_wrong_masks_and_rewards() -> None:
             renormalise(rewards, kept)
     with pytest.raises(ValueError, match="finite"):
         renormalise(torch.tensor([1.0, math.nan]), torch.ones(2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="numbers, not bool"):
+        renormalise(torch.tensor([True, False]), torch.ones(2, dtype=torch.bool))

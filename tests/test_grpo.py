@@ -129,7 +129,9 @@ def test_equal_rewards_have_exactly_no_advantage(scale: Any, dtype: torch.dtype)
 
 def test_dtype_of_advantages() -> None:
     assert advantages(torch.tensor([1, 0])).dtype == torch.float32
-    assert advantages(torch.tensor([True, False])).dtype == torch.float32
+    for refusing in (advantages, informative_groups):
+        with pytest.raises(ValueError, match=r"numbers, not bool: give torch\.where\(right, 1\.0"):
+            refusing(torch.tensor([True, False]))
     assert advantages(torch.tensor([1.0, 0.0], dtype=torch.bfloat16)).dtype == torch.float32
     assert advantages(double([1.0, 0.0])).dtype == torch.float64
 

@@ -25,6 +25,7 @@ PRINTED = {
     OWN_TASK: (
         "{'train': 202, 'validation': 23}",
         "row 226: answer is missing",
+        "row 227: the gold answer '18 dollars and 50 cents' is prose",
         r"so \boxed{32.0}  True",
         r"so \boxed{33}    False",
         "so 32            False",

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_policy
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 from i2b_lpo.cache import KeyValues, gather
@@ -405,6 +406,63 @@ def test_decoding_measures_what_a_teacher_forced_pass_measures(
         assert_close(decoded.logprob_t1[at, :length], raw[at][0, new], tolerance)
         assert (decoded.logprob_t1[at, 0] - base[at][0, p - 1]).abs() > 1e-3
     assert len({tuple(row) for row in decoded.ids.tolist()}) == len(whole)
+
+
+@torch.no_grad()
+def token_by_token(
+    policy: Policy, row: Sequence[int], p: int, z: Injection, gamma: float, decay: float
+) -> list[float]:
+    """Log π of a row's tokens from its third on: each read by itself, γ(s) a number of Python's."""
+    model, found = policy.model, []
+    layers, cache = model.get_decoder().layers, DynamicCache()
+    model(input_ids=torch.tensor([row[:1]]), past_key_values=cache)
+    if z.keys is not None and z.values is not None:
+        for at, layer in enumerate(cache.layers):
+            layer.keys = torch.cat([z.keys[at][:, :, None].double(), layer.keys], 2)
+            layer.values = torch.cat([z.values[at][:, :, None].double(), layer.values], 2)
+    for t in range(1, len(row) - 1):
+        s = t - (p - 1)
+        g = gamma * math.exp(-s / decay) if s >= 0 else 0.0
+        mask = torch.zeros(1, 1, 1, t + 1 + (z.keys is not None), dtype=torch.float64)
+        if z.keys is not None:
+            mask[..., 0] = math.log(g) if g else MASKED
+        state = model.get_input_embeddings()(torch.tensor([[row[t]]]))
+        if z.embedding is not None:
+            state = state + g * z.embedding.double()
+        with ExitStack() as stack:
+            for at, layer in enumerate(layers):
+                if z.norms is not None:
+                    own = layer.input_layernorm.weight.clone()
+                    layer.input_layernorm.weight += g * z.norms[at, 0].double()
+                    stack.callback(layer.input_layernorm.weight.copy_, own)
+                if z.residual is not None and at >= len(layers) - len(z.residual):
+                    shift = g * z.residual[at - len(layers), 0].double()
+                    hook = layer.register_forward_hook(lambda _m, _a, out, shift=shift: out + shift)
+                    stack.callback(hook.remove)
+            logits = model(
+                inputs_embeds=state, attention_mask=mask, position_ids=torch.tensor([[t]]),
+                past_key_values=cache,
+            ).logits[0, -1]  # fmt: skip
+        if z.logits is not None:
+            logits = logits + g * (z.logits[1].double() @ z.logits[0][0].double())
+        found.append(float(logits[: policy.vocab_size].log_softmax(-1)[row[t + 1]]))
+    return found
+
+
+@kinds
+@fusions
+def test_gamma_is_as_exact_as_the_policy(kind: str, name: str) -> None:
+    """Latents are loaded in float32 whatever the policy's type; γ(s) itself isn't rounded to it."""
+    policy, gamma, decay = policy_of(kind), 0.7, 3.3
+    row, p = sequences(policy)[1], FORKS[1]
+    injection = fusion_of(policy, name).float()(latents(policy, 1).float(), Strength(gamma, decay))
+    (forced,) = scores(policy, [row], [p], injection)
+    exact = token_by_token(policy, row, p, injection, gamma, decay)
+    assert forced[0, 1:].tolist() == pytest.approx(exact, abs=1e-12)
+    decoded = branches(policy, [row], [p], injection)
+    whole = row[:p] + decoded.ids[0].tolist()
+    exact = token_by_token(policy, whole, p, injection, gamma, decay)[p - 2 :]
+    assert decoded.logprob[0].tolist() == pytest.approx(exact, abs=1e-12)
 
 
 @kinds

@@ -33,7 +33,7 @@ from i2b_lpo.rollout import roll_out
 from i2b_lpo.samples import Sample
 from i2b_lpo.scoring import score_traces
 from i2b_lpo.trace import Branch, Trace
-from i2b_lpo.update import Learner, build_learner, update
+from i2b_lpo.update import Learner, build_learner, update, without_z
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
 CPU = RuntimeError(
@@ -92,8 +92,9 @@ def branches(tokens: int = 400, logprob: str = "plain") -> tuple[Learner, list[S
     policy, steering = policy_and_steering()
     grpo = replace(CONFIG.grpo, micro_tokens=tokens, logprob=logprob)
     config = replace(CONFIG, grpo=grpo)
+    learner = build_learner(policy, config, steering=steering)
     samples = with_advantages(trees_of(policy, steering, config))
-    return build_learner(policy, config, steering=steering), samples
+    return learner, without_z(learner, samples) if logprob == "plain" else samples
 
 
 def state_of(learner: Learner) -> dict[str, Tensor]:
@@ -160,8 +161,8 @@ def test_a_step_is_repeated_in_smaller_passes(
         found = three_steps(learner, samples, limit)
     sizes = [400, 200, 100] if limit.tokens < 200 else [400, 200]
     assert [str(w.message) for w in told if w.category is UserWarning] == [
-        f"Out of memory at {a} tokens a pass; repeated with {b}. Set grpo.micro_tokens={b} to "
-        "save the repeat."
+        f"Out of memory at {a} tokens a pass; repeated with {b} (--set grpo.micro_tokens={b} "
+        "saves the repeat)."
         for a, b in pairwise(sizes)
     ]
     assert max(limit.passes) > limit.tokens, "nothing ran out"
@@ -178,6 +179,22 @@ def test_smaller_passes_make_the_same_step() -> None:
         assert one[0] == pytest.approx(two[0], rel=1e-11)
         for name, tensor in two[1].items():
             torch.testing.assert_close(one[1][name], tensor, rtol=1e-12, atol=1e-12)
+
+
+def test_branches_are_prepared_in_smaller_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, ready = branches()
+    raw = [replace(s, old_logprobs=None, weights=None) for s in ready]
+    limit = Limit(150, CUDA)
+    monkeypatch.setattr(i2b_lpo.update, "policy_logprobs", limit)
+    with pytest.warns(UserWarning, match=r"Out of memory at 200 .*grpo\.micro_tokens=100"):
+        found = without_z(learner, raw)
+    assert max(limit.passes) > 150 and any(s.weights for s in ready)
+    for one, two in zip(found, ready, strict=True):
+        assert one.old_logprobs == pytest.approx(two.old_logprobs, abs=1e-12)
+        assert one.weights == pytest.approx(two.weights, abs=1e-12)
+    limit.tokens = 10
+    with pytest.raises(OutOfMemory, match="in a pass over one trajectory"), pytest.warns():
+        without_z(learner, raw)
 
 
 def test_each_size_is_named_once() -> None:
@@ -204,8 +221,8 @@ def test_one_trajectory_that_does_not_fit_is_refused_before_any_change(backward:
             update(learner, samples)
     assert str(caught.value) == (
         f"Out of memory in a pass over one trajectory of {longest} tokens; no parameter was "
-        "changed. Lower rollout.max_new_tokens, set gradient_checkpointing=True, or take a "
-        "smaller policy."
+        "changed. Take --set gradient_checkpointing=true, a lower --set "
+        "rollout.max_new_tokens=N, or a smaller policy."
     )
     assert same_bits(state_of(learner), before)
     assert all(p.grad is None for p in learner.scorer.parameters())
@@ -291,7 +308,7 @@ def test_scores_are_measured_again_in_smaller_passes(
     settings = IBConfig(estimator)
     plenty, expected = (score_traces(policy, traces, settings, micro_tokens=n) for n in (400, 100))
     monkeypatch.setattr(i2b_lpo.scoring, "policy_logprobs", Limit(110, CPU))
-    with pytest.warns(UserWarning, match=r"grpo\.micro_tokens=100 to save the repeat"):
+    with pytest.warns(UserWarning, match=r"--set grpo\.micro_tokens=100 saves the repeat"):
         found = score_traces(policy, traces, settings, micro_tokens=400)
     assert found == expected
     for one, two in zip(found, plenty, strict=True):
@@ -397,8 +414,12 @@ def test_damaged_records_change_neither_weights_nor_moments(
     update(learner, samples)
     before = state_of(learner)
     assert len(before) > len(list(learner.scorer.parameters())), "there are no moments"
+    damaged = damage(value, samples)
+    if logprob == "plain":
+        raw = [replace(s, old_logprobs=None, weights=None) for s in damaged]
+        damaged = without_z(learner, raw)
     with pytest.raises(FloatingPointError, match=rf"^Step 7: {name}: not every number is finite; "):
-        update(learner, damage(value, samples), step=7)
+        update(learner, damaged, step=7)
     assert same_bits(state_of(learner), before)
     assert all(p.grad is None for p in learner.scorer.parameters())
 

@@ -186,6 +186,47 @@ def test_text_leaves_out_special_tokens_and_pieces_show_them() -> None:
 # --- wrapping -------------------------------------------------------------------------------------
 
 
+def base_policy() -> Policy:
+    """As Qwen2.5's base models come: nothing but the template names the end of a turn."""
+    model, tokenizer = tiny_policy().model, tiny_tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return make_policy(model, tokenizer, name="base")
+
+
+def test_what_the_template_writes_after_an_assistants_turn_ends_a_generation() -> None:
+    policy = base_policy()
+    ends = policy.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    assert policy.eos_ids == tuple(sorted(ends))
+    prompt, end = policy.prompt_ids(QUESTION), ends[1]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # so that the policy says little else
+        policy.model.get_input_embeddings().weight[end] *= 6
+    decoded = decode(policy, [prompt], Sampling(40), samples=64, generator=generator)
+    rows = zip(decoded.ids.tolist(), decoded.lengths.tolist(), strict=True)
+    after = [row[row.index(end) + 1 : n] for row, n in rows if end in row[:n]]
+    assert len(after) > 3 and not any(after), "it wrote on after its turn"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{% for m in messages %}{{ m.content }} {{ eos_token }}{% endfor %}", {0}),
+        ("{% for m in messages %}{{ m.content }}\n<|im_end|>\n{% endfor %}", {0, 2}),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\nuser: {% endfor %}", {0}),
+        ("<|im_start|>{{ messages[0].content }}", {0}),
+        ("{% if messages[1:] %}{{ raise_exception('one turn') }}{% endif %}", {0}),
+    ],
+)
+def test_only_a_special_token_right_after_the_turn_ends_it(
+    template: str, expected: set[int]
+) -> None:
+    model, tokenizer = tiny_policy().model, tiny_tokenizer()
+    tokenizer.eos_token, tokenizer.chat_template = "<|endoftext|>", template
+    model.generation_config.eos_token_id = None
+    assert set(make_policy(model, tokenizer, name="x").eos_ids) == expected
+
+
 @pytest.mark.parametrize(
     ("listed", "expected"), [(7, {2, 7}), ([0, 7], {0, 2, 7}), (2, {2}), (None, {2})]
 )

@@ -40,9 +40,10 @@ from i2b_lpo.logprobs import policy_logprobs
 from i2b_lpo.memory import OutOfMemory
 from i2b_lpo.samples import Sample, samples_of
 from i2b_lpo.sharding import agree, gathered, own_device, scatter_like, unsharded
-from i2b_lpo.trace import Trace
+from i2b_lpo.steering import load_steering
+from i2b_lpo.trace import Branch, Trace
 from i2b_lpo.train import StepRecord, train, train_step
-from i2b_lpo.update import Learner, build_learner, update
+from i2b_lpo.update import Learner, build_learner, update, without_z
 
 TENSORS = dict[str, Tensor]
 KINDS = ("whole", "sharded")
@@ -132,6 +133,9 @@ def take(case: Case, learner: Learner, parts: Sequence[Sequence[Sample]]) -> dic
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(i2b_lpo.update, "clip_grads_with_norm_", watched)
+        if learner.config.grpo.logprob == "plain":  # all of them before the first update
+            ready = iter(without_z(learner, [s for part in parts for s in part]))
+            parts = [[next(ready) for _ in part] for part in parts]
         metrics = [update(learner, part) for part in parts]
     return {
         "gradients": gradients,
@@ -188,6 +192,9 @@ def faults(accelerator: Accelerator, sharded: bool) -> dict[str, Any]:
     broken = replace(more[0].rollout, logprobs=(float("nan"),) * len(more[0].rollout))
     nan = [replace(more[0], rollout=broken, advantage=1.0), *more[1:]] if rank else more
     found["nan"] = (*failure(lambda: update(learner, nan, step=7)), same())
+    old = replace(more[0].rollout, branch=Branch(0, len(more[0].prompt_ids), "psa", (0.0,) * 4))
+    foreign = [replace(more[0], rollout=old), *more[1:]] if rank else more
+    found["foreign"] = (*failure(lambda: update(learner, foreign, step=7)), same())
     with pytest.MonkeyPatch.context() as patch:
         if rank:
             patch.setattr(i2b_lpo.update, "policy_logprobs", _infinite_backward)
@@ -304,6 +311,16 @@ def runs(folder: Path, sharded: bool) -> list[Any]:
     return found
 
 
+def latents(folder: Path, sharded: bool) -> TENSORS:
+    """A run that trains the fusion: what it has become; the run saves it as latents too."""
+    policy, steering = policy_and_steering(torch.float32)
+    config = replace(_trained(train_psa=True), steps=1, shard=sharded)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(i2b_lpo.rollout, "verify_batch", by_chance)
+        train(config, policy, FakeTask(), steering=steering, output=folder, progress=False)
+    return {n: gathered(p).detach() for n, p in steering.fusion.named_parameters()}
+
+
 def work(folder: Path) -> None:
     """What each of the two processes does."""
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -326,6 +343,7 @@ def work(folder: Path) -> None:
         found[f"{kind} halved"] = halved(accelerator, sharded)
     for kind in KINDS:
         found[f"{kind} train"] = runs(folder / kind, kind == "sharded")
+        found[f"{kind} latents"] = latents(folder / f"{kind}-psa", kind == "sharded")
     torch.save(found, folder / str(rank))
     torch.distributed.destroy_process_group()
 
@@ -513,6 +531,19 @@ def test_two_processes_train_one_policy_and_go_on_with_it(
         assert all(torch.equal(p, weights[n]) for n, p in policy.named_parameters())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_latents_of_two_processes_are_saved_whole(
+    kind: str, launched: tuple[Path, str], both: list[dict[str, Any]]
+) -> None:
+    _, fresh = policy_and_steering(torch.float32)
+    saved = load_steering(tiny_policy(), launched[0] / f"{kind}-psa" / "latents")
+    assert saved.version == 2
+    for name, parameter in saved.fusion.named_parameters():
+        assert not torch.equal(parameter, fresh.fusion.get_parameter(name))
+        for rank in both:
+            assert torch.equal(parameter, rank[f"{kind} latents"][name]), name
+
+
 def test_another_number_of_processes_does_not_go_on(launched: tuple[Path, str]) -> None:
     config = replace(setting(100), questions=4, steps=4)
     for kind in KINDS:
@@ -597,6 +628,7 @@ def test_each_process_takes_the_gpu_of_its_rank(
 
 FAULTS = {
     "nan": ("FloatingPointError", "Step 7: old log-probs: not every number is finite; no parame"),
+    "foreign": ("ValueError", "A branch was drawn with fusion psa, γ_0 = 0.0, s_0 = None, latents"),
     "alone": ("OutOfMemory", "Out of memory in a pass over one trajectory of "),
     "reward": ("FloatingPointError", "Step 7: the reward of question 29 is nan; no parameter was"),
 }
@@ -639,8 +671,8 @@ def test_out_of_memory_on_one_process_halves_the_passes_of_both(
         for name, expected in zip(("forward", "backward"), rank[f"{kind} halved"], strict=True):
             metrics, weights, told = rank[f"{kind} faults"][name]
             assert told == [
-                "Out of memory at 200 tokens a pass; repeated with 100. Set "
-                "grpo.micro_tokens=100 to save the repeat."
+                "Out of memory at 200 tokens a pass; repeated with 100 (--set "
+                "grpo.micro_tokens=100 saves the repeat)."
             ]
             assert metrics == expected[0], "bit for bit as with the smaller passes at once"
             assert all(torch.equal(w, expected[1][n]) for n, w in weights.items())

@@ -175,7 +175,7 @@ def test_a_prompt_beyond_the_models_positions_names_its_question() -> None:
     assert str(caught.value) == (
         f"The prompt of question q-1 has {size} tokens; with {room + 1} new ones it exceeds the 64 "
         "positions of tiny qwen3; shorten one of them, or leave such questions out with "
-        "max_prompt_tokens."
+        "--set rollout.max_prompt_tokens=N."
     )
     with pytest.raises(ValueError, match="q-1"):
         tiny_policy(max_position_embeddings=size - 1).prompts([long])

@@ -28,9 +28,9 @@ from test_views import (
 )
 
 from i2b_lpo._report_step import one_step
-from i2b_lpo._report_words import beside, difference, reading, verdict
+from i2b_lpo._report_words import basis, beside, difference, reading, verdict
 from i2b_lpo.metrics import Interval, bootstrap_interval, paired_differences
-from i2b_lpo.report import NAMES, Run, tour_page
+from i2b_lpo.report import NAMES, Run, summary, tour_page
 from i2b_lpo.tasks.shop import label as shop_label
 from i2b_lpo.tasks.shop import parse_problem
 from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace
@@ -105,7 +105,11 @@ def more(records: list[dict[str, Any]], **numbers: float) -> list[dict[str, Any]
     return [row | numbers for row in records]
 
 
+LONGER = "GRPO, all 40 steps"
+
+
 def make_runs() -> dict[str, Run]:
+    """GRPO generates 1000 tokens a step, I²B-LPO 750: after 30 and 40 steps they are equal."""
     return {
         "GRPO": Run(
             make_evaluation(0.2),
@@ -113,6 +117,8 @@ def make_runs() -> dict[str, Run]:
             more(make_records(0), new_tokens=1000.0, trained_tokens=800.0, rollout_seconds=1.5),
             make_config(),
             [make_group()],
+            stop=30,
+            end=make_evaluation(0.25),
         ),
         "I²B-LPO": Run(
             make_evaluation(0.15),
@@ -203,6 +209,11 @@ class Page(HTMLParser):
         self.close()
         assert not self.open
 
+    @property
+    def words(self) -> str:
+        """The text with its lines joined."""
+        return " ".join(self.text.split())
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert tag in ALLOWED, f"<{tag}> has no business here"
         for name, value in attrs:
@@ -261,7 +272,7 @@ def test_the_page_loads_nothing_and_reads_without_its_figures(tmp_path: Path) ->
     evaluations = [make_evaluation(), *(run.evaluation for run in runs.values())]
     traces = [make_traces(1), *(run.traces for run in runs.values())]
     for view in (
-        comparison(dict(zip(NAMES, evaluations, strict=True))),
+        comparison(dict(zip([*NAMES, LONGER], [*evaluations, runs["GRPO"].end], strict=True))),
         training_curves(curves, keys=["reward", "entropy", "length", "new_tokens"]),
         entropy_histogram(dict(zip(NAMES, traces, strict=True)), words=["Guess", "Split"]),
         group_advantages(make_group(), make_group().meta["advantages"]),
@@ -314,6 +325,11 @@ def test_the_page_needs_both_runs_and_all_traces(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="traces of all three"):
         runs["I²B-LPO"] = dataclasses.replace(runs["I²B-LPO"], traces=[])
         write_page(tmp_path / "x.html", runs=runs)
+    for half in ({"stop": None}, {"end": None}):
+        runs = make_runs()
+        runs["GRPO"] = dataclasses.replace(runs["GRPO"], **half)
+        with pytest.raises(ValueError, match="needs both stop and end"):
+            write_page(tmp_path / "x.html", runs=runs)
     assert not list(tmp_path.iterdir())
 
 
@@ -407,7 +423,7 @@ def test_the_verdict_is_about_the_right_differences(tmp_path: Path) -> None:
         runs["GRPO"], evaluation=shifted({"pass@1": 0.3, "entropy": -0.05})
     )
     runs["I²B-LPO"] = dataclasses.replace(runs["I²B-LPO"], evaluation=shifted({"pass@1": 0.2}))
-    text = Page(write_page(tmp_path / "x.html", runs=runs)).text
+    text = Page(write_page(tmp_path / "x.html", runs=runs)).words
     assert "GRPO answers better and lost variety; I²B-LPO answers better with no clear" in text
     assert "Beside GRPO, I²B-LPO answers worse, with more variety." in text
     found = paired_differences(
@@ -451,25 +467,73 @@ def test_the_table_sets_policies_side_by_side() -> None:
     assert entropy[0] == "entropy (nat)" and entropy[-1] == "unclear"
     head, rate = beside(evaluations, {}, ["pass@1"])
     assert head == ("metric", *NAMES) and len(rate) == 4
+    further = {"later": make_evaluation(0.3)}
+    head, rate, _ = beside(evaluations, found, ["pass@1", "entropy"], further=further)
+    assert head[-2:] == ("I²B-LPO is", "later")
+    assert rate[-2:] == ("lower", "0.600 [0.540, 0.660]")
+    head, rate = beside(evaluations, {}, ["pass@1"], further=further)
+    assert head == ("metric", *NAMES, "later") and rate[-1] == "0.600 [0.540, 0.660]"
+
+
+def test_every_difference_is_at_equal_tokens_and_the_longer_run_stands_beside(
+    tmp_path: Path,
+) -> None:
+    runs = make_runs()
+    grpo, ours = runs.values()
+    header, *rows = summary(make_evaluation(), runs, ["pass@1", "entropy"])
+    assert header == ("metric", *NAMES, "I²B-LPO − GRPO", "I²B-LPO is", LONGER)
+    end = dict(grpo.end or {})["metrics"]
+    between = paired_differences(grpo.evaluation["values"], ours.evaluation["values"])
+    for row, metric in zip(rows, ("pass@1", "entropy"), strict=False):
+        assert row[4:6] == (difference(between[metric]), reading(between[metric]))
+        assert row[6] == f"{end[metric]['mean']:.3f} " + (
+            f"[{end[metric]['low']:.3f}, {end[metric]['high']:.3f}]"
+        )
+    assert rows[2:] == [
+        ("training steps", "–", "30", "40", "+10", "33.3 % more", "40"),
+        ("tokens generated in training", "–", "30,000", "30,000", "0", "equal", "40,000"),
+    ]
+    # Wherever the page sets I²B-LPO against something it is what had its tokens.
+    text = Page(write_page(tmp_path / "x.html", runs=runs)).words
+    wrong = paired_differences((grpo.end or {})["values"], ours.evaluation["values"])
+    assert difference(between["pass@1"]) in text and difference(wrong["pass@1"]) not in text
+    whole = {"GRPO": dataclasses.replace(grpo, stop=None, end=None), "I²B-LPO": ours}
+    header, *rows = summary(make_evaluation(), whole, ["pass@1"])
+    assert LONGER not in header
+    assert rows[-1][2:] == ("40,000", "30,000", "−10,000", "25.0 % less")
+
+
+def test_the_basis_of_the_comparison_is_called_equal_only_where_it_is() -> None:
+    equal, unequal = "at equal generated tokens", "at unequal tokens, more training with less"
+    for ours, said in ((951, equal), (1049, equal), (949, unequal), (1051, unequal)):
+        found = basis((3, 4), (1000.0, float(ours)))
+        assert said in found and f"3 steps, 1,000 tokens, and I²B-LPO after 4 steps, {ours:,}" in (
+            found
+        )
+    assert "1 step of GRPO and 2 steps of I²B-LPO; tokens are unknown" in basis((1, 2), None)
 
 
 def test_what_differs_between_the_runs_is_said_with_its_numbers(tmp_path: Path) -> None:
     source = re.sub("<script>.*?</script>", "", write_page(tmp_path / "x.html"), flags=re.S)
     text = " ".join(html.unescape(re.sub("<[^>]+>", " ", source)).split())
     for said in (
-        "tiny-base was trained for 40 steps on the task shop",
+        "tiny-base was trained on the task shop",
         "the same seed (7)",
         "GRPO writes 8 solutions to each, I²B-LPO only 2,",
         "At each fork 3 latents z",
         "Of each fork's 3 branches the 2 with",
         "small term (α = 0.005)",
-        "GRPO generated 40,000 tokens and I²B-LPO 30,000, 0.75 times as many",
+        "GRPO after 30 steps, 30,000 tokens, and I²B-LPO after 40 steps, 30,000 tokens (1.00 times",
+        "GRPO went on from there: its last column is more training",
+        "30 steps of GRPO and 40 of I²B-LPO",
+        "GRPO is compared as it was after step 29 of this axis.",
         "rollouts of the base policy (176,467 tokens)",
-        "tokens generated 40,000 30,000",
-        "tokens trained on 32,000 –",
-        "branches kept no branches 50.0 %",
-        "seconds a step: rollout 1.50 –",
-        "seconds a step: score – 0.25",
+        f"GRPO I²B-LPO {LONGER} training steps 30 40 40",
+        "tokens generated 30,000 30,000 40,000",
+        "tokens trained on 24,000 – 32,000",
+        "branches kept no branches 50.0 % no branches",
+        "seconds a step: rollout 1.50 – 1.50",
+        "seconds a step: score – 0.25 –",
     ):
         assert said in text, said
     differing = text[text.index("These settings differ") : text.index("All settings")]

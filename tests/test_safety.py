@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import pandas
 import pytest
+import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_policy
@@ -201,8 +202,8 @@ def test_a_policys_name_with_a_secret_is_refused_without_showing_it(name: str, s
 def test_a_cards_settings_show_no_secret(tmp_path: Path) -> None:
     run = tmp_path / "run"
     save_policy(tiny_policy(), run / "policy")
-    config = RunConfig().to_json() | {"task": f"https://me:pass@host/a.jsonl?token={HF}"}
-    (run / "config.json").write_text(json.dumps(config))
+    config = RunConfig(task=f"https://me:pass@host/a.jsonl?token={HF}")
+    (run / "run.toml").write_text(tomli_w.dumps(config.to_json()))
     (run / "metrics.jsonl").write_text('{"step": 0}\n')
     export(str(run / "policy"), tmp_path / "card", run=run)
     card = (tmp_path / "card" / "README.md").read_text()

@@ -15,10 +15,10 @@ from i2b_lpo.config import IBConfig
 from i2b_lpo.example import FOUR, QUESTION, teacher_force
 from i2b_lpo.grpo import advantages
 from i2b_lpo.ib import ESTIMATORS, reference_length
+from i2b_lpo.names import check_names
 from i2b_lpo.policy import Policy, load_policy
 from i2b_lpo.scoring import (
     answer_logprobs,
-    check_names,
     conditioned_entropies,
     filter_traces,
     gather_evidence,
@@ -224,6 +224,16 @@ def test_conditioned_entropies_against_one_row_at_a_time(policy: Policy) -> None
 
 
 # --- scores -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("partial", [0.0, 0.3, 0.5, 0.7, 0.99])
+def test_the_reference_length_is_of_right_trajectories(policy: Policy, partial: float) -> None:
+    texts = ["Guess", "Split 14\n", "Split 14\n23*10=230\n", "Grid 3 and much more of it\n"]
+    trace = traced(policy, texts, [partial, 1.0, partial, 1.5])
+    lengths = [len(r) for r in trace.rollouts]
+    assert len(set(lengths)) == 4
+    ((evidence, *_),) = gather_evidence(policy, [trace], "advantage_entropy")
+    assert evidence.reference == (lengths[1] + lengths[3]) / 2
 
 
 def test_every_estimator_on_records_against_a_slow_reference(policy: Policy) -> None:

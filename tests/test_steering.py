@@ -25,6 +25,7 @@ from i2b_lpo.steering import (
     WEIGHTS,
     Steering,
     embed,
+    latest_version,
     load_steering,
     new_steering,
     save_steering,
@@ -198,6 +199,30 @@ def test_steering_survives_the_folder(fusion: str, tmp_path: Path) -> None:
     assert torch.equal(one, two)
 
 
+def test_the_version_survives_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert steering_of().version == 1
+    save_steering(replace(steering_of(), version=4), tmp_path / "four")
+    assert load_steering(POLICY, tmp_path / "four").version == 4
+    save_steering(steering_of(), tmp_path / "old")
+    rewrite(tmp_path / "old", version=...)
+    (tmp_path / "old" / "sha256.json").unlink()
+    assert load_steering(POLICY, tmp_path / "old").version == 1, "a first training"
+    monkeypatch.chdir(tmp_path)
+    assert latest_version(POLICY) == 0
+    save_steering(replace(steering_of(), version=2), f"{POLICY.name}-latents")
+    assert latest_version(POLICY) == 2
+    assert latest_version(replace(POLICY, name="tiny-base")) == 1
+
+
+def test_weights_can_be_stored_as_they_are(tmp_path: Path) -> None:
+    steering = new_steering(POLICY, d_z=4)
+    save_steering(steering, tmp_path, dtype=torch.float32)
+    loaded = load_steering(POLICY, tmp_path)
+    for part in ("cvae", "fusion"):
+        want, got = (dict(getattr(s, part).named_parameters()) for s in (steering, loaded))
+        assert all(torch.equal(got[name], want[name]) for name in want)
+
+
 def test_weights_are_bfloat16_and_the_embeddings_scale_is_exact(tmp_path: Path) -> None:
     steering = steering_of()
     save_steering(steering, tmp_path)
@@ -239,7 +264,7 @@ def test_missing_latents_name_the_command_that_makes_them(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="There are no latents for tiny qwen3") as caught:
         load_steering(POLICY, tmp_path / "nothing")
     assert str(caught.value).endswith(
-        f"make them with: {COMMAND} tiny qwen3 --output {tmp_path / 'nothing'}"
+        f"make them with: {COMMAND} 'tiny qwen3' --output {tmp_path / 'nothing'}"
     )
 
 
@@ -280,6 +305,9 @@ def without(folder: Path, *keys: str) -> None:
         lambda folder: rewrite(folder, strength=...),
         lambda folder: rewrite(folder, card=...),
         lambda folder: rewrite(folder, policy=...),
+        lambda folder: rewrite(folder, version=0),
+        lambda folder: rewrite(folder, version="2"),
+        lambda folder: rewrite(folder, version=True),
     ],
 )
 @pytest.mark.parametrize("summed", [True, False])
@@ -294,7 +322,7 @@ def test_damaged_latents_are_refused_in_one_line(
     with pytest.raises(ValueError, match="don't fit tiny qwen3 or are damaged") as caught:
         load_steering(POLICY, tmp_path)
     assert "\n" not in str(caught.value)
-    assert f"make them again with: {COMMAND} tiny qwen3" in str(caught.value)
+    assert f"make them again with: {COMMAND} 'tiny qwen3'" in str(caught.value)
 
 
 @pytest.mark.parametrize(

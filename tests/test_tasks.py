@@ -21,6 +21,7 @@ from i2b_lpo.tasks import (
 )
 from i2b_lpo.tasks.shop import parse_problem
 from i2b_lpo.trace import Question
+from i2b_lpo.verify import verify
 
 BUNDLED = ("shop", "product")
 SPLITS = ("train", "validation", "test")
@@ -217,6 +218,11 @@ MALFORMED: list[tuple[Any, str]] = [
     ({"question": "q", "answer": GOLD}, "has 2001 characters"),
     ({"question": "\ud83d", "answer": "1"}, "half of a surrogate pair"),
     ({"question": "q", "answer": "\udc00"}, "half of a surrogate pair"),
+    ({"question": "q", "answer": "18 dollars and 50 cents"}, "'18 dollars and 50 cents' is prose"),
+    ({"question": "q", "answer": "He has 5 apples left"}, "the gold answer 'He has 5 apples left'"),
+    ({"question": "q", "answer": "5 apples; 3 pears"}, "'5 apples; 3 pears' is prose"),
+    ({"question": "q", "answer": "5 apples\n####"}, "the gold answer '' is empty"),
+    ({"question": "q", "answer": "It is odd, as every square of an odd number is."}, "is prose"),
     ({"question": "q1", "answer": "2"}, "it asks the same as row 2"),
     (b'{"question": "q", "answer": "1"', "it is no JSON (column 32: "),
     (b"{'question': 'q', 'answer': 1}", "it is no JSON (column 2: "),
@@ -256,6 +262,30 @@ def test_a_row_that_gives_no_question_is_left_out_and_said(
     assert str(warning.message) == f"mine: 1 of 4 rows were left out ({task.left_out[0]})."
     assert warning.filename == __file__, "the warning must point at the caller"
     assert "\n" not in str(warning.message)
+
+
+@pytest.mark.parametrize(
+    ("written", "answer", "right"),
+    [
+        ("18 dollars", "18 dollars", "18.00"),
+        ("1,234 people", "1,234 people", "1234"),
+        ("Answer: 5", "Answer: 5", "5"),
+        ("about 2/3 cup", "about 2/3 cup", r"\frac23"),
+        ("She sold 48/2 = <<48/2=24>>24, so 544 in all.\n#### 544", "544", "544.0"),
+        ("#### 1,072", "1,072", "1072"),
+        (r"It is $x+1$, so \boxed{5} first, then \boxed{7}.", "7", "7"),
+        ("x" * 3000 + " #### -3", "-3", "-3"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_an_answer_in_its_own_words_is_read(
+    written: str, answer: str, right: str, tmp_path: Path
+) -> None:
+    row = {"question": "q", "answer": written}
+    (question,) = all_of(load_task(str(write(tmp_path / "mine.jsonl", row))))
+    assert question.answer == answer
+    assert verify(question.answer, rf"so \boxed{{{right}}}").correct
+    assert not verify(question.answer, r"so \boxed{4}").correct
 
 
 def test_all_rows_that_give_no_question_are_listed_and_the_first_are_said(tmp_path: Path) -> None:
@@ -365,7 +395,7 @@ def test_prompts_within_the_limit_change_nothing_and_say_nothing() -> None:
 
 
 def test_a_limit_below_every_prompt_of_a_split_is_an_error() -> None:
-    with pytest.raises(ValueError, match="mine/train: the shortest prompt has 8 tokens; raise "):
+    with pytest.raises(ValueError, match="mine/train: the shortest prompt has 8 tokens; allow"):
         without_long_prompts(listed(5), lambda q: 8 + int(q.id), max_prompt_tokens=7)
 
 
@@ -544,6 +574,17 @@ def test_an_unreachable_hub_gives_one_sentence(name: str) -> None:
     with pytest.raises(ValueError, match=r"Can't load .* from the Hugging Face hub") as caught:
         load_task(name)
     message = str(caught.value)
-    assert "path=" in message
+    assert "--data DIR (path= in Python)" in message
     assert "\n" not in message
     assert next(iter(BENCHMARKS[name].values())).hub in message
+
+
+def test_an_extension_in_capitals_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "Q.JSONL", *pairs(12))
+    expected = load_task(str(tmp_path / "Q.JSONL"))
+    assert len(all_of(expected)) == 12
+    (tmp_path / "Q.JSON").write_text(json.dumps(pairs(12)), encoding="utf-8")
+    assert all_of(load_task(str(tmp_path / "Q.JSON"))) == all_of(expected)
+    local = [{"problem": f"p{i}", "answer": str(i)} for i in range(3)]
+    write(tmp_path / "TEST.JSONL", *local)
+    assert len(all_of(load_task("aime24", path=tmp_path))) == 3

@@ -6,6 +6,8 @@ import contextlib
 import json
 import multiprocessing
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,13 +21,15 @@ import pytest
 import torch
 from tiny import tiny_policy
 
-from i2b_lpo.config import EvaluationConfig, IBConfig, RolloutConfig, RunConfig
+from i2b_lpo.config import EvaluationConfig, IBConfig, RolloutConfig, RunConfig, TourConfig
 from i2b_lpo.policy import load_policy, save_policy
+from i2b_lpo.settings import read_run
 from i2b_lpo.steering import new_steering, save_steering
 from i2b_lpo.tasks import load_task
-from i2b_lpo.tour import FIRST_STEP, train_side_by_side
+from i2b_lpo.tour import FIRST_STEP, POLICIES, _forget, nearest_step, train_side_by_side
 from i2b_lpo.trace import read_traces
-from i2b_lpo.train import train
+from i2b_lpo.train import StepRecord, train
+from i2b_lpo.update import Learner
 
 ENDLESS = 100_000  # steps
 PATIENCE = 240.0  # seconds, on a very busy machine
@@ -42,17 +46,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def both(home: Path, steps: int = 2) -> dict[str, RunConfig]:
-    settings = RunConfig(
+def settings_of(home: Path, steps: int = 2) -> TourConfig:
+    return TourConfig(
         policy=str(home / "policy"),
+        latents=str(home / "latents"),
         steps=steps,
         questions=2,
         rollout=RolloutConfig(samples=4, max_new_tokens=6),
         evaluation=EvaluationConfig(questions=3, samples=2),
     )
-    ours = settings.with_method("i2b-lpo")
-    ours = replace(ours, branch=replace(ours.branch, latents=str(home / "latents")))
-    return {"GRPO": settings.with_method("grpo"), "I²B-LPO": ours}
+
+
+def both(home: Path, steps: int = 2) -> dict[str, RunConfig]:
+    settings = settings_of(home, steps)
+    return {"GRPO": settings.run("grpo"), "I²B-LPO": settings.run("i2b-lpo")}
 
 
 def without_seconds(rows: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -69,7 +76,7 @@ def test_side_by_side_each_trains_as_it_would_alone(home: Path, tmp_path: Path) 
         alone = train(config, policy, load_task(config.task), progress=False)
         assert without_seconds(records[name]) == without_seconds(alone), name
         output = tmp_path / folder
-        assert json.loads((output / "config.json").read_text("utf-8")) == config.to_json()
+        assert read_run(output) == config
         lines = (output / "metrics.jsonl").read_text("ascii").splitlines()
         assert list(map(json.loads, lines)) == records[name]
         trained = load_policy(output / "policy").model.state_dict()
@@ -79,6 +86,58 @@ def test_side_by_side_each_trains_as_it_would_alone(home: Path, tmp_path: Path) 
         assert [len(trace.meta["advantages"]) for trace in traces] == [4, 4]
     asked = [[t.question for t in read_traces(p)] for p in tmp_path.glob(f"*/{FIRST_STEP}")]
     assert len(asked) == 2 and asked[0] == asked[1], "both learn from the same questions"
+
+
+def test_grpo_is_kept_as_it_was_at_the_other_ones_tokens(home: Path, tmp_path: Path) -> None:
+    configs = both(home, steps=4)
+    old = tmp_path / "grpo" / POLICIES / "step-9"
+    old.mkdir(parents=True)
+    records = train_side_by_side(configs, tmp_path)
+    grpo, ours = ([row["new_tokens"] for row in rows] for rows in records.values())
+    gaps = [abs(sum(grpo[:steps]) - sum(ours)) for steps in range(1, 5)]
+    stop = 1 + gaps.index(min(gaps))
+    assert nearest_step(records["GRPO"], sum(ours)) == stop < 4, "else nothing is shown here"
+    (kept,) = (tmp_path / "grpo" / POLICIES).iterdir()
+    assert kept.name == f"step-{stop}" and not (tmp_path / "i2b-lpo" / POLICIES).exists()
+    policy = load_policy(configs["GRPO"].policy)
+    there: dict[str, torch.Tensor] = {}
+
+    def look(learner: Learner, record: StepRecord) -> None:
+        if record.metrics["step"] == stop - 1:
+            there.update({k: w.clone() for k, w in learner.policy.model.state_dict().items()})
+
+    task = load_task(configs["GRPO"].task)
+    train(configs["GRPO"], policy, task, progress=False, on_step=look)
+    weights = load_policy(kept).model.state_dict()
+    assert all(weights[key].equal(there[key]) for key in weights)
+    assert not all(weights[key].equal(w) for key, w in policy.model.state_dict().items())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_policy_is_removed_that_may_still_be_the_nearest(seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    rows = {
+        name: [{"new_tokens": float(rng.randint(1, most))} for _ in range(rng.randint(1, 12))]
+        for name, most in (("GRPO", 8), ("I²B-LPO", rng.choice([3, 8, 20])))
+    }
+    told: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
+    saved = 0
+    while any(len(told[name]) < len(rows[name]) for name in rows):
+        name = rng.choice([name for name in rows if len(told[name]) < len(rows[name])])
+        told[name].append(rows[name][len(told[name])])
+        while saved < min(len(rows["GRPO"]), len(told["GRPO"]) + rng.randint(0, 1)):
+            saved += 1  # a policy is saved before its step is told
+            (tmp_path / f"step-{saved}").mkdir()
+        _forget(tmp_path, told)
+    (tmp_path / ".step-99.part").mkdir()
+    _forget(tmp_path, told, ended=True)
+    shutil.rmtree(tmp_path / ".step-99.part")
+    target = sum(row["new_tokens"] for row in rows["I²B-LPO"])
+    sums = [
+        sum(row["new_tokens"] for row in rows["GRPO"][:n]) for n in range(1, len(rows["GRPO"]) + 1)
+    ]
+    nearest = 1 + min(range(len(sums)), key=lambda i: (abs(sums[i] - target), i))
+    assert [path.name for path in tmp_path.iterdir()] == [f"step-{nearest}"]
 
 
 def in_time(condition: Callable[[], bool]) -> bool:
@@ -120,14 +179,13 @@ def test_a_killed_training_is_noticed(home: Path, tmp_path: Path) -> None:
 
 SCRIPT = """
 import signal, sys
-from test_tour import ENDLESS, Path, both
-from i2b_lpo import cli, config
-made = both(Path("."), ENDLESS)
-config.PRESETS["tiny"] = made["GRPO"]
-ours = made["I²B-LPO"]
-config.RunConfig.with_method = lambda self, name: ours if name == "i2b-lpo" else self
+from pathlib import Path
+from test_tour import ENDLESS, settings_of
+from i2b_lpo import cli
+from i2b_lpo.settings import write_run
+write_run(settings_of(Path("."), ENDLESS), Path("."), "tour")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
-sys.exit(cli.main(["tour", "--output", sys.argv[1]]))
+sys.exit(cli.main(["tour", "--config", "run.toml", "--output", sys.argv[1]]))
 """
 
 

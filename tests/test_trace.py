@@ -15,7 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace, read_traces, write_traces
+from i2b_lpo.trace import (
+    Branch,
+    Question,
+    Rollout,
+    Score,
+    Trace,
+    is_correct,
+    read_traces,
+    write_traces,
+)
 
 ROOT = Path(__file__).parents[1]
 # The second has lone surrogates, NUL, right-to-left marks, line separators and markup.
@@ -218,6 +227,31 @@ def test_a_line_that_is_no_trace_is_named(line: str, tmp_path: Path) -> None:
         file.write(line + "\n")
     with pytest.raises(ValueError, match=r"mine\.jsonl, line 2: "):
         list(read_traces(path))
+
+
+def test_a_branch_that_was_saved_before_versions_has_none(tmp_path: Path) -> None:
+    root = rollout(reward=1.0)
+    branch = Branch(0, p=len(trace().prompt_ids), fusion="psa", z=(0.5, -1.0), version=3)
+    whole = trace(rollouts=(root, replace(root, branch=branch)))
+    write_traces(tmp_path / "new.jsonl", [whole])
+    (new,) = read_traces(tmp_path / "new.jsonl")
+    assert new == whole
+    data = json.loads((tmp_path / "new.jsonl").read_text())
+    del data["rollouts"][1]["branch"]["version"]
+    (tmp_path / "old.jsonl").write_text(json.dumps(data) + "\n")
+    (old,) = read_traces(tmp_path / "old.jsonl")
+    assert old.rollouts[1].branch == replace(branch, version=0)
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        *((reward, False) for reward in (None, -1.0, 0.0, 0.3, 0.5, 0.7, 0.999, False)),
+        *((reward, True) for reward in (1.0, 1.5, True)),
+    ],
+)
+def test_right_is_a_reward_of_one_or_more(reward: float | None, expected: bool) -> None:
+    assert is_correct(reward) is rollout(reward=reward).correct is expected
 
 
 @pytest.mark.parametrize("field", ["ids", "pieces", "entropies", "logprobs", "logprobs_t1"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from i2b_lpo.padding import micro_batches
 from i2b_lpo.policy import Policy
 from i2b_lpo.rollout import roll_out
 from i2b_lpo.samples import Batch, Sample, pack, samples_of
+from i2b_lpo.settings import read_run
 from i2b_lpo.tasks import load_task
 from i2b_lpo.tasks.shop import Labels
 from i2b_lpo.trace import Question, Rollout, Trace
@@ -167,6 +169,9 @@ def assert_close(found: GRADIENTS, expected: GRADIENTS, tolerance: float = 1e-12
         assert worst <= tolerance * scale, f"{name}: {worst / scale:.1e}"
 
 
+DUAL_CLIP: dict[str, float | None] = {"dapo": None, "dr_grpo": None}  # all others have 3
+
+
 def dense_loss(policy: Policy, samples: Sequence[Sample], config: RunConfig) -> Tensor:
     """METHOD §6, one sample and one token at a time, from full logits; nothing is skipped."""
     variant = VARIANTS[config.grpo.variant]
@@ -184,8 +189,9 @@ def dense_loss(policy: Policy, samples: Sequence[Sample], config: RunConfig) -> 
             a = sample.advantage
             clipped = ratio.clamp(1 - variant.clip_low, 1 + variant.clip_high)
             term = torch.minimum(ratio * a, clipped * a)
-            if a < 0:
-                term = torch.maximum(term, torch.tensor(3.0 * a, dtype=torch.float64))
+            bound = DUAL_CLIP.get(config.grpo.variant, 3.0)
+            if a < 0 and bound is not None:
+                term = torch.maximum(term, torch.tensor(bound * a, dtype=torch.float64))
             entropy = -(log_p[t].exp() * log_p[t]).sum()
             terms.append(term + config.grpo.alpha * a * entropy)
         share = len(terms) if variant.reduction == "sequence" else 1
@@ -250,6 +256,23 @@ def test_the_update_equals_a_dense_reference(variant: str, alpha: float) -> None
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-10)
     assert metrics["clip_fraction"] > 0, "no token was clipped: the clips were not tested"
     assert metrics["trained_tokens"] == sum(len(s.rollout) for s in samples if s.advantage)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_has_its_own_dual_clip(variant: str) -> None:
+    """Ratios far above 3: methods of papers that bound none let them through."""
+    config = setting(variant=variant)
+    learner = learner_of(config)
+    samples = []
+    for sample in scored(learner.policy, config):
+        low = torch.tensor([x - 2.5 for x in sample.rollout.logprobs])  # float32 numbers
+        rollout = replace(sample.rollout, logprobs=tuple(low.tolist()))
+        samples.append(replace(sample, rollout=rollout))
+    metrics, _ = gradients(learner, samples)
+    assert metrics["mean_ratio"] > 6
+    loss = dense_loss(learner.policy, samples, config)
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-10)
+    assert (metrics["grad_norm"] > 0.1) == (variant in DUAL_CLIP), "every token is bounded, or none"
 
 
 @pytest.mark.parametrize("variant", ["grpo", "sequence_mean", "dr_grpo"])
@@ -789,6 +812,38 @@ def test_several_updates_of_a_step_use_disjoint_questions(
     assert record.metrics["trained_tokens"] == useful, "metrics are of the whole step"
 
 
+@pytest.mark.parametrize("updates", [1, 2])
+def test_each_update_leaves_out_the_uniform_groups_among_its_own(
+    updates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups 0 and 3 are uniform: one of the first update and one of the second."""
+    given: list[list[Sample]] = []
+
+    def verdicts(golds: Sequence[str], texts: Sequence[str]) -> list[Verdict]:
+        right = [i // 4 in (0, 1, 2) and (i // 4 == 0 or i % 2 == 0) for i in range(len(texts))]
+        return [Verdict(ok, "correct" if ok else "wrong", None) for ok in right]
+
+    def watched(learner: Learner, samples: Sequence[Sample], **settings: Any) -> dict[str, float]:
+        given.append(list(samples))
+        return update(learner, samples, **settings)
+
+    monkeypatch.setattr(i2b_lpo.rollout, "verify_batch", verdicts)
+    monkeypatch.setattr(i2b_lpo.train, "update", watched)
+    grpo = GRPOConfig(variant="dynamic_sampling", updates=updates)
+    record = train_step(learner_of(replace(SMALL, grpo=grpo)), FakeTask(), 0)
+    assert [len(set(row)) for row in record.rewards.tolist()] == [1, 2, 2, 1]
+    for part, samples in enumerate(given):
+        groups = list(range(4))[part::updates]
+        rollouts = [r for i in groups for r in record.traces[i].rollouts]
+        assert [s.rollout for s in samples] == rollouts
+        dropped = [i in (0, 3) for i in groups for _ in range(4)]
+        assert [s.dropped for s in samples] == dropped
+        advantages = [a for i in groups for a in record.advantages[i].tolist()]
+        assert [s.advantage for s in samples] == pytest.approx(
+            [0.0 if out else a for a, out in zip(advantages, dropped, strict=True)]
+        )
+
+
 @pytest.mark.usefixtures("chance")
 def test_a_step_is_summed_up_in_numbers() -> None:
     record = train_step(learner_of(), FakeTask(), 2)
@@ -900,6 +955,54 @@ def test_learning_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(rewards[-3:]) / 3 > 0.9
 
 
+# --- nothing earned -------------------------------------------------------------------------------
+
+
+def told_of(steps: int, reward: Callable[[Question, str], float] | None, **changes: Any) -> str:
+    """What a run says; every verdict is "no_answer" unless it has a reward of its own."""
+    config = replace(SMALL, steps=steps, **changes)
+    with warnings.catch_warnings(record=True) as told, pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("always")
+        patch.setattr(
+            i2b_lpo.rollout,
+            "verify_batch",
+            lambda golds, texts: [Verdict(False, "no_answer", None)] * len(texts),
+        )
+        train(config, tiny_policy(), FakeTask(), reward=reward, progress=False)
+    return "\n".join(str(w.message) for w in told if w.category is UserWarning)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def test_a_run_whose_first_steps_earn_nothing_says_so_once_and_why(steps: int) -> None:
+    told = told_of(steps, None)
+    assert told.count("No trajectory of the first steps earned a reward") == 1
+    assert f"Of {16 * min(3, steps)}, " in told
+    assert "% didn't end within rollout.max_new_tokens=10 (raise it" in told
+    assert r"% ended without \boxed{…} (the prompt must ask for it)" in told
+    assert "\n" not in told
+
+
+def test_the_reasons_are_those_of_the_run() -> None:
+    always = SMALL.rollout
+    told = told_of(1, lambda question, text: 0.0, rollout=replace(always, max_new_tokens=60))
+    assert "got nothing from the reward function" in told and "boxed" not in told
+    told = told_of(1, lambda question, text: -1.0)
+    assert "No trajectory of the first steps" in told, "a penalty is no reward"
+
+
+@pytest.mark.parametrize("reward", [0.1, 1.0])
+def test_a_run_that_earns_anything_says_nothing(reward: float) -> None:
+    """One trajectory of the third step is enough: the questions are only hard."""
+    asked: list[str] = []
+
+    def late(question: Question, text: str) -> float:
+        asked.append(text)
+        return reward if len(asked) == 48 else 0.0
+
+    assert "No trajectory" not in told_of(4, late)
+    assert "No trajectory" not in told_of(2, lambda question, text: reward)
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 
@@ -918,18 +1021,7 @@ def test_a_run_writes_settings_metrics_and_a_policy(tmp_path: Path) -> None:
     lines = (output / "metrics.jsonl").read_text(encoding="ascii").splitlines()
     assert [json.loads(line) for line in lines] == history
     assert [row["step"] for row in history] == [0, 1, 2]
-    saved = json.loads((output / "config.json").read_text(encoding="utf-8"))
-    assert saved == config.to_json()
-    nested: dict[str, Any] = {
-        "rollout": RolloutConfig(**saved.pop("rollout")),
-        "branch": type(config.branch)(**saved.pop("branch")),
-        "ib": type(config.ib)(**saved.pop("ib")),
-        "grpo": GRPOConfig(**saved.pop("grpo")),
-        "optimizer": OptimizerConfig(**saved.pop("optimizer")),
-        "evaluation": type(config.evaluation)(**saved.pop("evaluation")),
-        "checkpoint": type(config.checkpoint)(**saved.pop("checkpoint")),
-    }
-    assert RunConfig(**saved, **nested) == config
+    assert read_run(output) == config
     model = AutoModelForCausalLM.from_pretrained(output / "policy")
     tokenizer = AutoTokenizer.from_pretrained(output / "policy")
     ids = tokenizer("What is 23*14?", return_tensors="pt").input_ids

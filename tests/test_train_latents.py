@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from test_train import LENGTH, FakeTask, by_chance, parameters, same_bits
 from tiny import tiny_policy
 
 import i2b_lpo.rollout
+import i2b_lpo.train_latents
 from i2b_lpo.config import LatentConfig
 from i2b_lpo.decode import Sampling
-from i2b_lpo.latent import Elbo, cluster_weights
+from i2b_lpo.latent import Elbo, LatentModel, cluster_weights, selector_log_prob
 from i2b_lpo.policy import Policy, load_policy
 from i2b_lpo.psa import Strength
 from i2b_lpo.rollout import roll_out
@@ -24,6 +26,7 @@ from i2b_lpo.train_latents import (
     Example,
     collect,
     continuation_logprobs,
+    embed_examples,
     fork_examples,
     next_strategy,
     steering_report,
@@ -41,7 +44,7 @@ def chance(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def examples_of(policy: Policy, config: LatentConfig = CONFIG) -> list[Example]:
-    found, _ = collect(policy, FakeTask(), config, max_new_tokens=LENGTH)
+    found, _ = collect(policy, FakeTask(), replace(config, max_new_tokens=LENGTH))
     return found
 
 
@@ -193,6 +196,49 @@ def test_rare_strategies_are_drawn_as_often_as_common_ones() -> None:
     labels = ["Split"] * 90 + ["Grid"] * 10
     weights = cluster_weights(labels)
     assert float(weights[:90].sum()) == pytest.approx(float(weights[90:].sum()))
+
+
+@pytest.mark.parametrize("steps", ["selector", "steer"])
+def test_training_draws_rare_strategies_as_often_as_common_ones(
+    steps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tiny_policy()
+    found = examples_of(policy)
+    assert len(found) > 15
+    common = [replace(e, label="Split") for e in found]
+    rare = [replace(e, label="Grid", prefix=(*e.prefix, 5)) for e in found[:2]]
+    seen: list[str] = []
+    if steps == "steer":
+
+        def watched(policy: Policy, batch: Sequence[Example], *rest: Any) -> torch.Tensor:
+            seen.extend(e.label for e in batch)
+            return continuation_logprobs(policy, batch, *rest)
+
+        monkeypatch.setattr(i2b_lpo.train_latents, "continuation_logprobs", watched)
+        train_latents(policy, [*common, *rare], replace(CONFIG, steps=40))
+    else:
+        before, _ = embed_examples(policy, [*common, *rare], CONFIG.horizon)
+        pairs = zip(before, [*common, *rare], strict=True)
+        labels = {tuple(e.tolist()): example.label for e, example in pairs}
+
+        def selected(model: LatentModel, e_c: torch.Tensor, *rest: Any) -> torch.Tensor:
+            seen.extend(labels[tuple(e.tolist())] for e in e_c)
+            return selector_log_prob(model, e_c, *rest)
+
+        monkeypatch.setattr(i2b_lpo.train_latents, "selector_log_prob", selected)
+        train_latents(policy, [*common, *rare], replace(CONFIG, objective="selector"))
+    assert len(seen) > 300
+    assert seen.count("Grid") / len(seen) == pytest.approx(0.5, abs=0.1), "they are few examples"
+
+
+def test_latents_are_a_first_training_unless_they_replace_others() -> None:
+    policy = tiny_policy()
+    config = replace(CONFIG, objective="selector")
+    versions = [
+        train_latents(policy, examples_of(policy), config, **given).version
+        for given in ({}, {"version": 3})
+    ]
+    assert versions == [1, 3]
 
 
 def test_too_few_examples_are_refused() -> None:

@@ -9,6 +9,7 @@ import ast
 import base64
 import importlib
 import inspect
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -18,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from torch.distributions import Categorical, Normal, kl_divergence
 
+from i2b_lpo.config import IBConfig
 from i2b_lpo.entropy import token_entropy, top_fraction
+from i2b_lpo.ib import ESTIMATORS, Evidence
 from i2b_lpo.latent import masked_mean
 
 ROOT = Path(__file__).parents[1]
@@ -329,6 +333,16 @@ SLIPS: list[tuple[str, str, Callable[..., Any], str]] = [
         ),
         "KL is the wrong way round",
     ),
+    (
+        "set_02",
+        "candidates",
+        lambda entropies, fraction: [
+            t
+            for t, h in enumerate(entropies)
+            if h >= sorted(entropies)[-max(1, math.ceil(fraction * len(entropies)))]
+        ],
+        "this is a threshold",
+    ),
     ("set_03", "mean_embedding", lambda states, mask: states.mean(-2), "padding counts"),
     (
         "set_06",
@@ -450,6 +464,36 @@ def test_a_shape_is_told() -> None:
         total(lambda values: values.sum(0))
     with pytest.raises(NotRight, match="total: returned list, where a tensor is asked for"):
         total(lambda values: [3.0, 3.0])
+
+
+def test_a_tensor_for_a_list_is_told() -> None:
+    check = exercise(lambda: [()])(lambda: [1, 3])
+    for given in ([1, 3], [1, 2]):
+        with pytest.raises(NotRight, match="returned a tensor, where list is asked for"):
+            check(lambda given=given: torch.tensor(given))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "words"),
+    [
+        ([1, 3], ["1", 3], "got ['1', 3]"),
+        (3, "3", "expected int, got str: 3"),
+        ("3", 3, "expected str, got int: 3"),
+        (3, np.int64(3), "expected int, got int64: 3"),
+        ({"a": [0.5, 2.00001]}, {"a": [0.5, 2.00003]}, "at ['a'][1] expected 2.00001, got 2.00003"),
+        ([(1.0, 0.123456)], [(1.0, 0.123458)], "at [0][1] expected 0.123456, got 0.123458"),
+        (torch.tensor([1.0, 0.5]), torch.tensor([1.00003, 0.5]), "at [0] expected 1.0, got 1.0000"),
+        ("a" * 150 + "b", "a" * 150 + "c", "expected …\"b'\", got …\"c'\""),
+        (["a" * 150, 1], ["a" * 150, 2], "at [1] expected 1, got 2"),
+    ],
+)
+def test_what_prints_alike_is_told_apart(right: Any, wrong: Any, words: str) -> None:
+    check = exercise(lambda: [()])(lambda: right)
+    with pytest.raises(NotRight) as caught:
+        check(lambda: wrong)
+    assert words in str(caught.value)
+    halves = re.fullmatch(".*expected (.*), got (.*)", str(caught.value))
+    assert halves and halves[1] != halves[2]
 
 
 # --- the guards themselves: each defect is found, and a sound set has none -----------------------
@@ -660,6 +704,30 @@ def test_each_symbol_of_the_glossary_has_its_variable() -> None:
         assert list((ROOT / "notebooks").glob(f"{page}_*.ipynb")), f"{symbol}: page {page}"
     symbols = [row[0] for row in rows]
     assert len(set(symbols)) == len(symbols)
+
+
+def test_the_glossary_gives_the_score_the_unit_that_its_estimators_have() -> None:
+    """Twice the nats make twice the answer's part, or it isn't measured in nats."""
+    units = {symbol: unit for symbol, _, _, unit, _ in glossary()}
+    ours, _, others = units["$S_{IB}$"].partition(";")
+    assert "default" in ours and "no unit" in ours and "nats" in others
+    once, twice = (
+        Evidence(
+            ids=(1, 2),
+            logprobs=(-0.5 * k, -0.1 * k),
+            entropies=(0.4 * k, 0.2 * k),
+            advantage=1.0,
+            reference=2.0,
+            answer=-0.5 * k,
+            prior=-1.5 * k,
+            conditioned=(0.3 * k, 0.1 * k),
+        )
+        for k in (1, 2)
+    )
+    for name, estimator in ESTIMATORS.items():
+        parts = [estimator.score(evidence, IBConfig()).answer for evidence in (once, twice)]
+        in_nats = parts[1] == pytest.approx(2 * parts[0])
+        assert in_nats == (name != IBConfig().estimator), name
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +16,14 @@ from tiny import tiny_policy
 from torch import Tensor
 
 import i2b_lpo.rollout
+import i2b_lpo.train
 from i2b_lpo.branching import grow_trees
 from i2b_lpo.config import (
     NO_IB,
     BranchConfig,
     GRPOConfig,
     IBConfig,
+    OptimizerConfig,
     RolloutConfig,
     RunConfig,
     preset,
@@ -29,7 +33,7 @@ from i2b_lpo.grpo import policy_loss
 from i2b_lpo.policy import Policy
 from i2b_lpo.samples import Sample, pack, samples_of
 from i2b_lpo.steering import Steering, new_steering
-from i2b_lpo.trace import Trace
+from i2b_lpo.trace import Trace, read_traces, write_traces
 from i2b_lpo.train import select, train, train_step
 from i2b_lpo.update import Learner, TokenScorer, build_learner, update, without_z
 
@@ -59,6 +63,9 @@ def policy_and_steering(
     steering.fusion.to(dtype)
     steering.cvae.to(dtype)
     return policy, steering
+
+
+PLAIN = replace(CONFIG, grpo=GRPOConfig(micro_tokens=200, logprob="plain"))
 
 
 def trees_of(policy: Policy, steering: Steering, config: RunConfig = CONFIG) -> list[Trace]:
@@ -118,7 +125,7 @@ def test_since_counts_from_the_row_before_the_first_own_token() -> None:
         assert zero == [rollout.branch.p - 1]
         assert batch.mask[i].nonzero()[0] == rollout.branch.p
         assert batch.z is not None
-        assert batch.z[i].tolist() == pytest.approx(rollout.branch.z, abs=1e-6)
+        assert batch.z[i].tolist() == list(rollout.branch.z), "z is narrower than it was drawn"
 
 
 def test_what_the_filter_pruned_counts_nowhere() -> None:
@@ -137,6 +144,90 @@ def test_what_the_filter_pruned_counts_nowhere() -> None:
     other, _ = learner_of()
     update(other, kept)
     assert same_bits(parameters(learner.policy), parameters(other.policy))
+
+
+@pytest.mark.parametrize("variant", ["grpo", "sequence_mean", "dr_grpo"])
+def test_the_denominator_counts_what_is_a_trajectorys_own(variant: str) -> None:
+    """At ρ = 1 the loss is worked out by hand; a branch's prefix belongs to its parent."""
+    config = replace(CONFIG, grpo=replace(CONFIG.grpo, variant=variant))
+    learner, traces = learner_of(config)
+    own = [len(r) - t.start(i) for t in traces for i, r in enumerate(t.rollouts)]
+    whole = [len(r) for t in traces for r in t.rollouts]
+    assert sum(own) < 0.8 * sum(whole), "the prefixes are too short to matter"
+    gains = [((i * 5) % 7 - 3) / 8 for i in range(len(own))]
+    samples = samples_of(traces, torch.tensor(gains).view(len(traces), -1))
+    per_token = sum(a * n for a, n in zip(gains, own, strict=True))
+    expected = {
+        "grpo": -per_token / sum(own),
+        "sequence_mean": -sum(gains) / len(own),
+        "dr_grpo": -per_token / (LENGTH * len(own)),
+    }[variant]
+    assert update(learner, samples)["loss"] == pytest.approx(expected, abs=1e-6)
+
+
+# --- latents of another kind --------------------------------------------------------------------
+
+
+def drawn_with(sample: Sample, **changes: Any) -> Sample:
+    branch = sample.rollout.branch
+    assert branch is not None
+    return replace(sample, rollout=replace(sample.rollout, branch=replace(branch, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fusion": "input"}, "A branch was drawn with fusion input, γ_0 = 1.0, s_0 = 8.0"),
+        ({"gamma": 0.5}, r"drawn with fusion psa, γ_0 = 0\.5, .* and the learner has fusion psa"),
+        ({"decay": None}, r"γ_0 = 1\.0, s_0 = None, "),
+        ({"version": 2}, r"latents of version 2, and the learner has .* latents of version 1: "),
+        ({"version": 0}, r"latents of version unknown \(it wasn't recorded\), and the learner has"),
+    ],
+)
+def test_a_branch_of_other_latents_is_refused_before_any_change(
+    changes: dict[str, Any], message: str
+) -> None:
+    learner, traces = learner_of()
+    samples = with_advantages(traces)
+    at = next(i for i, s in enumerate(samples) if s.z)
+    samples[at] = drawn_with(samples[at], **changes)
+    before = parameters(learner.policy)
+    with pytest.raises(ValueError, match=message):
+        update(learner, samples)
+    assert same_bits(before, parameters(learner.policy)) and not learner.optimizer.state
+    plain = replace(learner, config=PLAIN)  # which asks what the policy does without z
+    assert update(plain, without_z(plain, samples))["grad_norm"] > 0
+
+
+def test_a_learner_without_latents_refuses_branches_with_z() -> None:
+    _, traces = learner_of()
+    learner = build_learner(tiny_policy(dtype=torch.float64), CONFIG)
+    before = parameters(learner.policy)
+    with pytest.raises(ValueError, match=r"version 1, and the learner has no latents: its ratios"):
+        update(learner, with_advantages(traces))
+    assert same_bits(before, parameters(learner.policy))
+    roots = [s for s in with_advantages(traces) if not s.z]
+    assert update(learner, roots)["mean_ratio"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_what_is_prepared_is_trained_without_z_and_nothing_else() -> None:
+    learner, traces = learner_of(PLAIN)
+    samples = with_advantages(traces)
+    before = parameters(learner.policy)
+    with pytest.raises(ValueError, match=r"isn't ready for grpo\.logprob plain; call without_z on"):
+        update(learner, samples)
+    ready = without_z(learner, samples)
+    with pytest.raises(ValueError, match=r"prepared by without_z, and grpo\.logprob latent trains"):
+        update(replace(learner, config=CONFIG), ready)
+    assert same_bits(before, parameters(learner.policy))
+
+
+def test_traces_that_were_saved_train_as_before(tmp_path: Path) -> None:
+    learner, traces = learner_of()
+    write_traces(tmp_path / "traces.jsonl", traces)
+    again = list(read_traces(tmp_path / "traces.jsonl"))
+    assert again == traces
+    assert update(learner, with_advantages(again))["mean_ratio"] == pytest.approx(1.0, abs=1e-6)
 
 
 # --- log-probs with and without z ---------------------------------------------------------------
@@ -184,7 +275,51 @@ def test_plain_training_weighs_each_token_by_the_capped_ratio(temperature: float
         assert after.weights == pytest.approx(expected, abs=1e-9)
         capped += sum(weight == 1.5 for weight in after.weights)
     assert capped, "no ratio reached the cap: it was not tested"
-    assert update(learner, samples)["mean_ratio"] == pytest.approx(1.0, abs=1e-6)
+    assert update(learner, ready)["mean_ratio"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_every_branch_with_an_advantage_is_prepared_whatever_its_sign() -> None:
+    learner, traces = learner_of(PLAIN)
+    scores = (torch.arange(24.0) % 3 - 1).view(3, 8)  # −1, 0 and 1 among the branches
+    samples = samples_of(traces, scores)
+    assert {s.advantage for s in samples if s.z} == {-1.0, 0.0, 1.0}
+    for before, after in zip(samples, without_z(learner, samples), strict=True):
+        if not before.z or not before.advantage:
+            assert after is before
+            continue
+        assert after.old_logprobs == pytest.approx(
+            plain_logprobs(learner.policy, before, 1.0), abs=1e-9
+        )
+        assert after.weights is not None and len(after.weights) == before.new_tokens
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_ratio_is_to_the_policy_before_the_first_update(
+    updates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared within each update, log ρ would be 0 where the policy has moved by much more."""
+    grpo = replace(PLAIN.grpo, updates=updates)
+    config = replace(PLAIN, questions=4, grpo=grpo, optimizer=OptimizerConfig(5e-3, warmup_steps=0))
+    policy, steering = policy_and_steering()
+    learner = build_learner(policy, config, steering=steering)
+    old = copy.deepcopy(policy.model)
+    given: list[Sample] = []
+    moved: list[float] = []
+
+    def watched(learner: Learner, samples: Sequence[Sample], **settings: Any) -> dict[str, float]:
+        for sample in (s for s in samples if s.z and s.advantage):
+            given.append(sample)
+            now = plain_logprobs(learner.policy, sample, 1.0)
+            moved.extend(abs(a - b) for a, b in zip(now, sample.old_logprobs or (), strict=True))
+        return update(learner, samples, **settings)
+
+    monkeypatch.setattr(i2b_lpo.train, "update", watched)
+    train_step(learner, FakeTask(), 0)
+    assert len(given) > 6
+    for sample in given:
+        expected = plain_logprobs(replace(learner.policy, model=old), sample, 1.0)
+        assert sample.old_logprobs == pytest.approx(expected, abs=1e-9)
+    assert (max(moved) > 0.05) == (updates > 1), "the second update meets a policy that has moved"
 
 
 @torch.no_grad()
@@ -337,11 +472,12 @@ def test_the_two_methods_have_groups_of_one_size() -> None:
         (lambda: RunConfig().with_method("ppo"), "Unknown method 'ppo'; choose grpo or i2b-lpo"),
         (
             lambda: replace(RunConfig(), rollout=RolloutConfig(samples=6)).with_method("i2b-lpo"),
-            "rollout.samples is 6; I²B-LPO needs a multiple of 4",
+            r"rollout.samples is 6\); I²B-LPO needs a multiple of 4",
         ),
         (lambda: RunConfig(rollout=RolloutConfig(samples=1)), "a group needs at least 2"),
         (lambda: IBConfig(estimator="none"), "'top_n' needs scores"),
         (lambda: GRPOConfig(logprob="both"), "choose latent or plain"),
+        (lambda: RunConfig(grpo=GRPOConfig(train_psa=True)), "train_psa has nothing to train"),
         (lambda: GRPOConfig(logprob="plain", train_psa=True), "train_psa needs grpo.logprob lat"),
         (lambda: GRPOConfig(ratio_cap=0.0), "ratio_cap is 0.0"),
         (lambda: BranchConfig(samples=-1), "branch.samples is -1"),

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from i2b_lpo.verify import (
     MAX_CHARACTERS,
     Reason,
+    check_gold,
     equivalent,
     extract_boxed,
+    gold_answer,
     gsm8k_gold,
     verify,
     verify_batch,
@@ -48,6 +50,13 @@ def reason(gold: str, answer: str, timeout: float = PATIENT) -> Reason:
         (r"\boxed{a\\{b}}", r"a\\{b}"),
         (r"\\boxed{8}", "8"),
         (r"\boxed{}", ""),
+        (r"\boxed{5} … \boxed{}", "5"),
+        (r"\boxed{5} … \boxed{ }", "5"),
+        (r"\boxed{ } … \boxed{}", ""),
+        (r"\fbox{7}", "7"),
+        (r"\boxed{6} … \fbox {7}", "7"),
+        (r"\fbox{7", None),
+        (r"\ffbox{7}", None),
         (r"\boxed5", None),
         (r"\boxed{5", None),
         (r"boxed{5}", None),
@@ -68,14 +77,17 @@ def brute_force_box(text: str) -> str | None:
                 return i
         return None
 
-    for box in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
+    contents = []
+    for box in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*\{", text))):
         end = closing_brace(box.end())
         if end is not None:
-            return text[box.end() : end]
-    return None
+            contents.append(text[box.end() : end])
+    filled = [content for content in contents if content.strip()]
+    return next(iter(filled + contents), None)
 
 
-TOKENS = ("\\boxed{", "\\boxed ", "{", "}", "}", "\\", "\\{", "\\}", "x", " ", "\n", "\ud800")
+BOXES = ("\\boxed{", "\\fbox{", "\\boxed ")
+TOKENS = (*BOXES, "{", "}", "}", "\\", "\\{", "\\}", "x", " ", "\n", "\ud800")
 
 
 @settings(max_examples=500)
@@ -121,10 +133,51 @@ def test_gsm8k_gold() -> None:
             gsm8k_gold(field)
 
 
+@pytest.mark.parametrize(
+    ("reference", "answer"),
+    [
+        ("5 #### 4\n#### 1,072 ", "1,072"),
+        (r"so \boxed{4} #### 5", "5"),
+        (r"so \boxed{x+1}.", "x+1"),
+        ("18 dollars", "18 dollars"),
+    ],
+)
+def test_the_answer_of_a_reference(reference: str, answer: str, no_worker: None) -> None:
+    assert gold_answer(reference) == answer
+    assert verify(reference, boxed(answer)).reason == "correct"
+
+
+@pytest.mark.parametrize(
+    "gold",
+    [
+        "18 dollars and 50 cents",
+        r"\text{5 hours and 30 minutes}",
+        "He has 5 apples left",
+        "5 and a half",
+        "It is odd, as every square of an odd number is.",
+    ],
+)
+def test_prose_as_a_gold_answer_is_refused(gold: str) -> None:
+    with pytest.raises(ValueError, match=r"the gold answer .* is prose; give the number or name"):
+        check_gold(gold)
+
+
+@pytest.mark.parametrize(
+    "gold",
+    [
+        *("18 dollars", "June 20", "1st", "2nd place", "none of the above", "x+1", "3:30 pm"),
+        *("AB=9, CD=4", r"x<1\text{ or }x>2", r"12,40,\text{ and }77", "2 abc"),
+        r"\text{Alice, Bob and Carol}",
+    ],
+)
+def test_other_gold_answers_are_not(gold: str) -> None:
+    check_gold(gold)
+
+
 def test_bad_arguments_are_refused_before_anything_is_compared(no_worker: None) -> None:
     with pytest.raises(ValueError, match="one gold answer for each text"):
         verify_batch(["1", "2"], [boxed("x+1")])
-    for gold in ("", " ", "$$", r"\boxed{}"):
+    for gold in ("", " ", "$$", r"\boxed{}", "5 apples ####"):
         with pytest.raises(ValueError, match="is empty"):
             verify_batch(["x", gold], [boxed("x+1")] * 2)
     with pytest.raises(ValueError, match="characters"):

@@ -26,16 +26,18 @@ from plotly.offline import get_plotlyjs
 
 from i2b_lpo.tasks.shop import STRATEGIES as SHOP_STRATEGIES
 from i2b_lpo.tasks.shop import parse_problem, shop_questions, write_solution
-from i2b_lpo.trace import Question, Rollout, Trace
+from i2b_lpo.trace import Question, Rollout, Score, Trace
 from i2b_lpo.views import (
     STYLES,
     View,
+    branch_tree,
     comparison,
     entropy_histogram,
     entropy_strip,
     escape,
     group_advantages,
     histogram,
+    ib_scatter,
     memory_budget,
     strategy_shares,
     strip,
@@ -46,7 +48,9 @@ from i2b_lpo.views import (
 from i2b_lpo.views.base import DIVERGING, INK, ink, readable, shade
 from i2b_lpo.views.group import reward_sign
 from i2b_lpo.views.markup import table
+from i2b_lpo.views.strip import outcome
 from i2b_lpo.views.text import interval, number
+from i2b_lpo.widgets import GroupDesigner
 
 NASTY = (
     "<img src=x onerror=alert(1)>",
@@ -96,6 +100,27 @@ def make_traces(seed: int, *, questions: int = 4, right: float = 0.5) -> list[Tr
         rollouts = [make_rollout(write_solution(problem, rng), rng, r) for r in rewards]
         traces.append(Trace(question, (1, 2), tuple(rollouts), policy="tiny"))
     return traces
+
+
+@pytest.mark.parametrize("partial", [0.3, 0.5, 0.7, 0.99])
+def test_every_view_takes_the_same_trajectories_for_right(partial: float) -> None:
+    """Rewards of one's own: two of five earn the whole or more, two a part, one nothing."""
+    rewards, score = (1.0, partial, 1.5, partial, 0.0), Score(0.5, 1.0, 0.5)
+    rng = random.Random(0)
+    rollouts = tuple(
+        dataclasses.replace(make_rollout("Split 1", rng, r), score=score) for r in rewards
+    )
+    trace = Trace(Question("q", "What is 2*7?", "14"), (1,), rollouts)
+    assert "2 of 5 rollouts correct" in group_advantages(trace, [0.0] * 5).describe()
+    assert "2 of 5 correct" in branch_tree(trace).describe()
+    signs = [reward_sign(rollout)[0] for rollout in rollouts]
+    assert signs == ["✓", number(partial, 2), "✓", number(partial, 2), "✗"]
+    told = ["✓ correct", f"reward {partial:.2f}", "✓ correct", f"reward {partial:.2f}", "✗ wrong"]
+    assert [outcome(rollout) for rollout in rollouts] == told
+    assert all(f"({t})" in entropy_strip(trace, i).describe() for i, t in enumerate(told))
+    counts = {row[0]: row[1] for row in ib_scatter([trace]).table[1:]}
+    assert counts == {"correct": "2", "reward between": "2", "wrong": "1"}
+    assert [box.value for box in GroupDesigner(trace).rewards] == [True, False, True, False, False]
 
 
 def nasty_trace(text: str) -> Trace:

@@ -804,6 +804,22 @@ def test_shuffled_scores_leave_no_order_and_the_same_seed_the_same() -> None:
     assert view.describe() != ib_ranking({"mine": rows, "same": rows}, KINDS, seed=1).describe()
 
 
+def test_the_control_of_the_ranking_is_twenty_shuffles_with_their_spread() -> None:
+    rows = [[4.0, 3.0, 2.0, 1.0]] * 12
+    view = ib_ranking({"mine": rows}, KINDS)
+    rng = random.Random(0)
+    singles = []  # of each shuffle: share of the others that the first kind beats, over problems
+    for _ in range(20):
+        shuffled = [rng.sample(row, 4) for row in rows]
+        singles.append(sum(sum(r[0] > x for x in r[1:]) / 3 for r in shuffled) / 12)
+    bar = next(d for d in view.figure.data if d.type == "bar" and d.name == "shuffled")
+    assert bar.y[0] == pytest.approx(sum(singles) / 20)
+    assert bar.y[0] + bar.error_y.array[0] == pytest.approx(max(singles))
+    assert bar.y[0] - bar.error_y.arrayminus[0] == pytest.approx(min(singles))
+    assert f"shuffles: concise {min(singles):.2f} to {max(singles):.2f}" in view.describe()
+    assert max(singles) - min(singles) > 0.2  # one shuffle of twelve problems says little
+
+
 @pytest.mark.parametrize(
     ("scores", "kinds", "message"),
     [

@@ -13,10 +13,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import comm
 import ipywidgets
 import plotly.graph_objects as go
 import pytest
 import torch
+from comm.base_comm import BaseComm
 from tiny import tiny_policy
 
 from i2b_lpo.config import BranchConfig, CheckpointConfig, RolloutConfig, RunConfig
@@ -37,6 +39,7 @@ from i2b_lpo.widgets import (
     Widget,
     explore,
 )
+from i2b_lpo.widgets.base import Clickable
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
@@ -637,7 +640,7 @@ def test_an_error_of_the_run_is_one_sentence(
 ) -> None:
     raised: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", raised.append)
-    (tmp_path / "config.json").mkdir()  # where the settings are to be written
+    (tmp_path / "run.toml").mkdir()  # where the settings are to be written
     widget = dashboard(tmp_path)
     widget.start.click()
     assert widget.wait(60)
@@ -736,6 +739,39 @@ def test_each_has_its_words_and_its_figure_beside_the_live_panel(widgets: list[W
         assert len(widget.describe()) > 60 and "\n" not in widget.describe()
         assert bundle[live]["model_id"] == widget.panel.model_id
         assert (plotly in bundle) == (widget.view is not None)
+
+
+def test_a_figure_opens_with_its_data_and_needs_no_later_message(
+    widgets: list[Widget], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[str, str, Any]] = []
+
+    class Wire(BaseComm):
+        def publish_msg(self, msg_type: str, data: Any = None, *_: Any, **__: Any) -> None:
+            sent.append((msg_type, self.comm_id, data))
+
+    monkeypatch.setattr(comm, "create_comm", lambda **given: Wire(**given))
+    places = [
+        (part, w.view) for w in widgets for part in everything(w.panel)
+        if isinstance(part, Clickable)
+    ]  # fmt: skip
+    assert len(places) == 2
+    for place, view in places:
+        assert view is not None
+        sent.clear()
+        place.show(view)
+        states = {at: data["state"] for kind, at, data in sent if kind == "comm_open"}
+        ((at, state),) = [(at, s) for at, s in states.items() if "_widget_data" in s]
+        drawn = json.loads(view.figure.to_json())
+        assert [d["type"] for d in state["_widget_data"]] == [d["type"] for d in drawn["data"]]
+        assert state["_widget_layout"]["height"] == drawn["layout"]["height"]
+        assert [kind for kind, to, _ in sent if to == at] == ["comm_open"]
+        # Plotly's JavaScript, 5 MB, isn't sent with each of them.
+        assert len(json.dumps(state)) < 10_000 + 2 * len(view.figure.to_json())
+        # The picture that stands for it until it is drawn is made of the same figure.
+        still, figure = place.children
+        assert state["_still"] == f"IPY_MODEL_{still.model_id}" and figure.model_id == at
+        assert [o["data"] for o in still.outputs] == [view._repr_mimebundle_()]
 
 
 def test_no_module_of_the_widgets_imports_torch_on_top() -> None:

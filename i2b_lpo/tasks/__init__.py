@@ -25,7 +25,7 @@ from i2b_lpo.tasks.rows import (
 )
 from i2b_lpo.tasks.shop import Labels, label, parse_problem, product_questions, shop_questions
 from i2b_lpo.trace import Question
-from i2b_lpo.verify import extract_boxed, gsm8k_gold
+from i2b_lpo.verify import extract_boxed, gold_answer, gsm8k_gold
 
 __all__ = [
     "BENCHMARKS",
@@ -144,7 +144,8 @@ def without_long_prompts(
     Args:
         task: where the questions come from.
         length: tokens of a question's prompt.
-        max_prompt_tokens: the longest prompt that is kept (1024 in METHOD §8 [D], 2048 in §6 [C]).
+        max_prompt_tokens: the longest prompt that is kept: 1024 in METHOD §8 [D], 2048 in METHOD §6
+            [C].
 
     Raises:
         ValueError: all questions of a split are longer.
@@ -160,8 +161,9 @@ def without_long_prompts(
         left_out += [LeftOut(q.id, f"{n} tokens") for q, n in asked if n > max_prompt_tokens]
         if questions and not splits[split]:
             raise ValueError(
-                f"{task.name}/{split}: the shortest prompt has {min(lengths)} tokens; raise "
-                f"max_prompt_tokens, which is {max_prompt_tokens}."
+                f"{task.name}/{split}: the shortest prompt has {min(lengths)} tokens; allow "
+                f"more than {max_prompt_tokens}: --set rollout.max_prompt_tokens={min(lengths)} "
+                "(max_prompt_tokens in Python)."
             )
     if left_out:
         warnings.warn(
@@ -202,7 +204,9 @@ BENCHMARKS: dict[str, dict[str, Source]] = {
     "math500": {"test": Source(_problem, _boxed_answer, "HuggingFaceH4/MATH-500", "test")},
     "aime24": {"test": Source(_problem, _boxed_answer, "HuggingFaceH4/aime_2024", "train")},
 }
-_OWN = Source(lambda r: text_in(r, "question", "problem"), lambda r: answer_in(r, "answer"))
+_OWN = Source(
+    lambda r: text_in(r, "question", "problem"), lambda r: gold_answer(answer_in(r, "answer"))
+)
 VALIDATION_SHARE = 10  # one in ten train questions is held out as validation
 
 
@@ -247,7 +251,8 @@ def load_task(name: str, *, path: str | Path | None = None) -> Task:
 
     Args:
         name: `shop` or `product` (bundled), a name of `BENCHMARKS` (from the Hugging Face hub),
-            or a .json / .jsonl file with `question` or `problem`, and `answer`.
+            or a .json / .jsonl file with `question` or `problem`, and `answer`: the answer alone,
+            or a solution that ends in it, in a box or after ``####``.
         path: a local copy of a benchmark's data: a folder with `train` / `test` files.
 
     Raises:
@@ -256,7 +261,10 @@ def load_task(name: str, *, path: str | Path | None = None) -> Task:
     """
     shown = redact(name)
     if path is not None and name not in BENCHMARKS:
-        raise ValueError(f"path= is a copy of a benchmark's data; {shown} is none, leave it out.")
+        raise ValueError(
+            f"--data (path= in Python) is a copy of a benchmark's data; {shown} is none, leave it "
+            "out."
+        )
     if name in _GENERATED:
         return _GENERATED[name]
     if name in BENCHMARKS:
@@ -268,16 +276,17 @@ def load_task(name: str, *, path: str | Path | None = None) -> Task:
             },
         )
     file = Path(name).expanduser()
-    if file.suffix in (".json", ".jsonl"):
+    if file.suffix.lower() in (".json", ".jsonl"):
         return _listed(file.stem, {"train": (read_rows(file), _OWN)})
     known = ", ".join([*_GENERATED, *BENCHMARKS])
     raise ValueError(f"Unknown task {shown!r}; choose one of {known}, or give a .jsonl file.")
 
 
 def _local_rows(folder: Path, split: str) -> dict[int, Any]:
-    for suffix in (".jsonl", ".json"):
-        if (file := folder / f"{split}{suffix}").is_file():
-            return read_rows(file)
+    files = {file.name.lower(): file for file in sorted(folder.glob("*")) if file.is_file()}
+    for name in (f"{split}.jsonl", f"{split}.json"):
+        if name in files:
+            return read_rows(files[name])
     raise ValueError(f"No {split}.jsonl or {split}.json in {folder}; put the data there.")
 
 
@@ -289,7 +298,7 @@ def _hub_rows(source: Source) -> dict[int, Any]:
     except (OSError, ValueError) as error:  # offline, renamed or gated: all end here
         raise ValueError(
             f"Can't load {source.hub} from the Hugging Face hub; check the connection, or give "
-            "a local copy with path=."
+            "a local copy: --data DIR (path= in Python)."
         ) from error
 
 

@@ -1,7 +1,7 @@
 r"""Four kinds of trace for one question of the bundled task, and a labeller that tells them.
 
 The paper's case study [P] ranks a concise right derivation above one that drifts, a verbose one and
-one that loops (METHOD.md §5). These are our recipes for them [D]::
+one that loops (METHOD §5). These are our recipes for them [D]::
 
     concise        drift          verbose          loop
     Round 37       Round 37       Round 37         Round 37

@@ -12,7 +12,7 @@ from typing import Any
 
 from i2b_lpo.safety import redact
 from i2b_lpo.trace import Question
-from i2b_lpo.verify import verify
+from i2b_lpo.verify import check_gold
 
 __all__ = ["LeftOut", "Source", "answer_in", "listing", "questions_of", "read_rows", "text_in"]
 
@@ -91,7 +91,7 @@ def read_rows(path: Path) -> dict[int, Any]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"Can't read {shown} ({reason}); give a .json or .jsonl file.") from error
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         rows = _parsed(data)
         if isinstance(rows, ValueError):
             raise ValueError(f"Can't read {shown}: {rows}; give a .json or .jsonl file.") from rows
@@ -148,9 +148,9 @@ def _question(id: str, name: str, row: Any, source: Source) -> Question:
     except UnicodeEncodeError as error:
         raise ValueError("it holds half of a surrogate pair, which is no character") from error
     try:
-        verify(answer, "")
-    except ValueError as error:  # no text could be judged against this answer
-        raise ValueError(str(error).partition(";")[0]) from error
+        check_gold(answer)
+    except ValueError as error:
+        raise ValueError(re.sub(r"; [^;]*$", "", str(error))) from error
     level = re.search("[0-9]{1,9}", str(row.get("level")))  # 5, or MATH's "Level 5"
     return Question(id, text, answer, name, int(level[0]) if level else 0)
 

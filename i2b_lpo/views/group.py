@@ -93,7 +93,7 @@ def group_advantages(trace: Trace, advantages: Sequence[float]) -> View:
         ],
         showgrid=False,
     )
-    right = sum(rollout.reward == 1.0 for rollout in trace.rollouts)
+    right = sum(rollout.correct for rollout in trace.rollouts)
     styled(
         figure,
         title=f"One group: {right} of {count} rollouts correct (✓), the others not (✗)",
@@ -119,11 +119,11 @@ def reward_sign(rollout: Rollout) -> tuple[str, str]:
     """The reward as a sign, and the sign's colour."""
     if rollout.reward is None:
         return "?", MUTED
-    signs = {
-        1.0: ("✓", readable(STYLES["correct"].colour)),
-        0.0: ("✗", readable(STYLES["wrong"].colour)),
-    }
-    return signs.get(rollout.reward, (number(rollout.reward, 2), INK))
+    if rollout.correct:
+        return "✓", readable(STYLES["correct"].colour)
+    if rollout.reward == 0:
+        return "✗", readable(STYLES["wrong"].colour)
+    return number(rollout.reward, 2), INK
 
 
 def _hover(i: int, rollout: Rollout) -> str:

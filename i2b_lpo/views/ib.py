@@ -11,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from i2b_lpo.metrics import bootstrap_interval
+from i2b_lpo.metrics import Interval, bootstrap_interval
 from i2b_lpo.trace import Rollout, Score, Trace
 from i2b_lpo.views.base import INK, MUTED, STYLES, Style, View, hatched, heading, styled
 from i2b_lpo.views.categories import PALETTE, category_styles
@@ -20,7 +20,7 @@ from i2b_lpo.views.text import escape, number, percent, signed
 
 __all__ = ["ib_ranking", "ib_scatter"]
 
-OUTCOMES = {1.0: "correct", 0.0: "wrong"}
+SHUFFLES = 20
 
 Group = tuple[str, Style, list[tuple[Rollout, Score]]]
 
@@ -113,7 +113,9 @@ def ib_scatter(
 def _outcome(rollout: Rollout) -> str:
     if rollout.reward is None:
         return "not verified"
-    return OUTCOMES.get(rollout.reward, "reward between")
+    if rollout.correct:
+        return "correct"
+    return "wrong" if rollout.reward <= 0 else "reward between"
 
 
 def _members(
@@ -203,12 +205,14 @@ def ib_ranking(
 
     Left, the share of the other kinds that a kind beats on the same problem: 1 is always first, 0
     always last, and with shuffled scores all are at one half. Right, how often the first kind is
-    first and the last kind last. Bars with 95 % bootstrap intervals over problems.
+    first and the last kind last. Bars with 95 % bootstrap intervals over problems. The control's
+    bars are means of 20 shuffles, and reach from the lowest to the highest of a single one: what
+    chance alone makes of so many problems.
 
     Args:
         scores: estimator → for each problem the score of each kind.
         kinds: the kinds in the order that the scores should give, best first.
-        seed: of the shuffle, the control: the first estimator's scores, permuted in each problem.
+        seed: of the shuffles, the control: the first estimator's scores, permuted in each problem.
 
     Raises:
         ValueError: fewer than two kinds, no scores, or a problem without one finite score a kind.
@@ -226,20 +230,24 @@ def ib_ranking(
         raise ValueError(f"Give fewer than {len(PALETTE)} estimators; shuffled is made here.")
     rng = random.Random(seed)
     first = next(iter(scores.values()))
-    series = {**scores, "shuffled": [rng.sample(list(row), len(row)) for row in first]}
     looks = dict(zip(scores, PALETTE, strict=False)) | {"shuffled": STYLES["control"]}
     best, worst = f"{kinds[0]} first", f"{kinds[-1]} last"
+    series = {
+        name: {what: bootstrap_interval(values) for what, values in _placed(rows, kinds).items()}
+        for name, rows in scores.items()
+    }
+    shuffles = [
+        _placed([rng.sample(list(row), len(row)) for row in first], kinds) for _ in range(SHUFFLES)
+    ]
+    series["shuffled"] = {
+        what: _spread([fmean(shuffle[what]) for shuffle in shuffles], len(first))
+        for what in shuffles[0]
+    }
     panels = [(list(kinds), 1), ([best, worst], 2)]
     figure = make_subplots(rows=1, cols=2, column_widths=[0.62, 0.38], horizontal_spacing=0.08)
     thick = 0.84 / len(series)
     said, table = [], []
-    for place, (name, rows) in enumerate(series.items()):
-        found = {
-            kind: bootstrap_interval([_beaten(r, at) for r in rows])
-            for at, kind in enumerate(kinds)
-        }
-        found[best] = bootstrap_interval([float(r[0] > max(r[1:])) for r in rows])
-        found[worst] = bootstrap_interval([float(r[-1] < min(r[:-1])) for r in rows])
+    for place, (name, found) in enumerate(series.items()):
         for columns, col in panels:
             cells = [found[column] for column in columns]
             figure.add_bar(
@@ -284,6 +292,12 @@ def ib_ranking(
             f"{best} {percent(found[best].mean, 0)}, {worst} {percent(found[worst].mean, 0)}"
         )
         table += [(name, column, str(cell)) for column, cell in found.items()]
+    told = ", ".join(
+        f"{kind} {number(series['shuffled'][kind].low, 2)} to "
+        f"{number(series['shuffled'][kind].high, 2)}"
+        for kind in kinds
+    )
+    said.append(f"single ones of the {SHUFFLES} shuffles: {told}")
     heading(figure, "share of the other kinds that it beats, in &#37;", row=1, col=1)
     heading(figure, "share of problems, in &#37;", row=1, col=2)
     for columns, col in panels:
@@ -316,6 +330,19 @@ def ib_ranking(
         f"kinds that each beats: {'; '.join(said)}.",
         (("scores", "what", "share [95 % interval]"), *table),
     )
+
+
+def _placed(rows: Sequence[Sequence[float]], kinds: Sequence[str]) -> dict[str, list[float]]:
+    """For each problem: what each kind beats; whether the first kind is first, the last last."""
+    return {
+        **{kind: [_beaten(r, at) for r in rows] for at, kind in enumerate(kinds)},
+        f"{kinds[0]} first": [float(r[0] > max(r[1:])) for r in rows],
+        f"{kinds[-1]} last": [float(r[-1] < min(r[:-1])) for r in rows],
+    }
+
+
+def _spread(means: Sequence[float], n: int) -> Interval:
+    return Interval(fmean(means), min(means), max(means), n)
 
 
 def _beaten(row: Sequence[float], at: int) -> float:

@@ -17,7 +17,7 @@ from i2b_lpo.trace import Rollout, Trace
 from i2b_lpo.views.base import INK, MONO, MUTED, SEQUENTIAL, View, ink, shade, styled
 from i2b_lpo.views.text import escape, number, visible
 
-__all__ = ["BRIGHTEST", "entropy_scale", "entropy_strip", "token_text"]
+__all__ = ["BRIGHTEST", "entropy_scale", "entropy_strip", "outcome", "token_text"]
 
 BRIGHTEST = 1.5  # nat; the same colour means the same entropy in every strip
 WRAP = 60  # characters in a row
@@ -125,7 +125,7 @@ def entropy_strip(
     first = {row: t for t, (_, row) in reversed(list(enumerate(places)))}
     question = textwrap.wrap(visible(trace.question.text, 300), 90)
     told = f", {shows.name} {shows.symbol}" * (shows is not ENTROPY)
-    title = "<br>".join([*map(escape, question), f"rollout {index}, {_verdict(rollout)}{told}"])
+    title = "<br>".join([*map(escape, question), f"rollout {index}, {outcome(rollout)}{told}"])
     across = max(x + width for (x, _), width in zip(places, widths, strict=True))
     styled(
         figure,
@@ -144,7 +144,7 @@ def entropy_strip(
     )
     return View(
         figure,
-        f"{shows.name.capitalize()} of rollout {index} ({_verdict(rollout)}): {len(rollout)} "
+        f"{shows.name.capitalize()} of rollout {index} ({outcome(rollout)}): {len(rollout)} "
         f"tokens in {lines} lines; mean {number(fmean(values), 2)} nat; {len(forks)} tokens above "
         f"{threshold:g} nat{_list(glyphs, values, forks)}.",
         (
@@ -215,10 +215,13 @@ def _places(pieces: Sequence[str], widths: Sequence[float]) -> tuple[list[tuple[
     return places, lines
 
 
-def _verdict(rollout: Rollout) -> str:
+def outcome(rollout: Rollout) -> str:
+    """Correct, wrong or the reward between, in words."""
     if rollout.reward is None:
         return "not verified"
-    return {1.0: "✓ correct", 0.0: "✗ wrong"}.get(rollout.reward, f"reward {rollout.reward:.2f}")
+    if rollout.correct:
+        return "✓ correct"
+    return "✗ wrong" if rollout.reward == 0 else f"reward {rollout.reward:.2f}"
 
 
 def _list(glyphs: Sequence[str], values: Sequence[float], forks: Sequence[int]) -> str:

@@ -393,7 +393,7 @@ def _count(trace: Trace) -> str:
 
 def _words(trace: Trace, order: Sequence[int], forks: Sequence[Fork]) -> str:
     rollouts = trace.rollouts
-    right = sum(rollout.reward == 1.0 for rollout in rollouts)
+    right = sum(rollout.correct for rollout in rollouts)
     summary = f"{_count(trace)}, {trace.new_tokens()} tokens; {right} of {len(rollouts)} correct"
     branches = [rollout for rollout in rollouts if rollout.branch is not None]
     if not all(rollout.kept for rollout in rollouts):

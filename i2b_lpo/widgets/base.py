@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets
-import plotly.graph_objects as go
 
 from i2b_lpo.views import markup
-from i2b_lpo.views.base import CONFIG, View
+from i2b_lpo.views.base import View
 from i2b_lpo.views.text import visible
+from i2b_lpo.widgets.live import LiveFigure
 
 __all__ = ["Clickable", "Note", "Shown", "Widget", "control", "row", "table"]
 
@@ -138,21 +138,21 @@ class Clickable(ipywidgets.Box):  # type: ignore[misc]
         self._on_click = on_click
 
     @property
-    def figure(self) -> go.FigureWidget:
+    def figure(self) -> LiveFigure:
         """The figure that is shown."""
-        return self.children[0]
+        figure: LiveFigure = self.children[-1]
+        return figure
 
     def show(self, view: View) -> None:
         """Put this view in the place of what was there."""
-        figure = go.FigureWidget(view.figure)
-        figure._config = figure._config | CONFIG | {"responsive": True}
-        # Plotly draws before the page has room for it, 700 px wide; told again, it takes all.
-        figure.observe(lambda _: figure.update_layout(autosize=True), "_view_count")
+        still = Shown()
+        still.show(view)
+        figure = LiveFigure(view.figure, still)
         for trace in figure.data:
             if trace.hoverinfo != "skip":
                 trace.on_click(self._clicked)
         before: tuple[Any, ...] = self.children
-        self.children: tuple[Any, ...] = (figure,)
+        self.children: tuple[Any, ...] = (still, figure)
         for old in before:
             old.close()
 

@@ -55,7 +55,7 @@ class GroupDesigner(Widget):
         self.rewards = [
             control(
                 ipywidgets.Checkbox, f"{i} right", f"Whether rollout {i} earns 1 or 0",
-                width="88px", value=bool(rollout.reward), indent=False,
+                width="88px", value=rollout.correct, indent=False,
             )
             for i, rollout in enumerate(self.trace.rollouts)
         ]  # fmt: skip

@@ -131,7 +131,7 @@ class HeadExplorer(Widget):
         place = torch.arange(ids.shape[1], device=ids.device)[None]
         mask, log_gamma = torch.ones_like(ids), torch.zeros(ids.shape, device=ids.device)
         if injection is not None:
-            log_gamma = injection.strength.log_gamma(place - (p - 1))
+            log_gamma = injection.strength.log_gamma(place - (p - 1), model.dtype)
             mask = slot_mask(mask, log_gamma, model.dtype)
         with torch.no_grad(), _eager(model), injected(model, injection, log_gamma):
             out = model(

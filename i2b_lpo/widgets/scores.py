@@ -55,7 +55,7 @@ class ScoreDesigner(Widget):
         settings: IBConfig | None = None,
     ) -> None:
         from i2b_lpo.filters import FILTERS
-        from i2b_lpo.scoring import check_names
+        from i2b_lpo.names import check_names
 
         super().__init__()
         self._start, self._evidence = settings or IBConfig(), evidence
@@ -211,5 +211,5 @@ def _kept(traces: Sequence[Trace], settings: IBConfig) -> tuple[int, int, float]
     from i2b_lpo.scoring import filter_traces
 
     rollouts = [r for trace in filter_traces(traces, settings) for r in trace.rollouts]
-    right = [(r.reward or 0) > 0 for r in rollouts if r.kept and r.branch]
+    right = [r.correct for r in rollouts if r.kept and r.branch]
     return len(right), sum(right), fmean(right)

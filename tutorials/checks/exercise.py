@@ -145,8 +145,38 @@ def _difference(case: tuple[Any, ...], expected: Any, found: Any) -> str:
             return f"returned {type(found).__name__}, where a tensor is asked for."
         if found.shape != expected.shape:
             return f"returned the shape {tuple(found.shape)}, expected {tuple(expected.shape)}."
+    elif isinstance(found, torch.Tensor) and not isinstance(expected, int | float):
+        return f"returned a tensor, where {type(expected).__name__} is asked for."
     given = ", ".join(map(_short, case))
-    return f"for ({given}) expected {_short(expected)}, got {_short(found)}"
+    wanted, got = _short(expected), _short(found)
+    if wanted == got:  # of another type, or by less than is printed
+        return f"for ({given}) {_apart(expected, found)}"
+    return f"for ({given}) expected {wanted}, got {got}"
+
+
+def _apart(expected: Any, found: Any, at: str = "") -> str:
+    """In words the first place in which two results differ that print alike."""
+    both = (expected, found)
+    if all(isinstance(one, torch.Tensor) for one in both):
+        return _apart(expected.tolist(), found.tolist(), at)
+    if all(isinstance(one, list | tuple) for one in both) and len(expected) == len(found):
+        for i, (one, other) in enumerate(zip(*both, strict=True)):
+            if not _same(one, other):
+                return _apart(one, other, f"{at}[{i}]")
+    if all(isinstance(one, Mapping) for one in both) and list(expected) == list(found):
+        for key in expected:
+            if not _same(expected[key], found[key]):
+                return _apart(expected[key], found[key], f"{at}[{key!r}]")
+    place = f"at {at} " if at else ""
+    number = all(isinstance(one, int | float) for one in both)
+    if type(expected) is not type(found) and not number:
+        kinds = (type(one).__name__ for one in both)
+        return "{}expected {}, got {}: {}".format(place, *kinds, _short(found))
+    wanted, got = map(repr, both)
+    if max(len(wanted), len(got)) > 120:
+        start = next(i for i, (a, b) in enumerate(zip(wanted, got, strict=False)) if a != b)
+        return f"{place}expected …{wanted[start:][:60]!r}, got …{got[start:][:60]!r}"
+    return f"{place}expected {wanted}, got {got}"
 
 
 def _short(value: Any) -> str:

@@ -19,18 +19,36 @@ Case = tuple[Any, ...]
 def _entropies() -> list[Case]:
     long = [0.01 * (t % 7) for t in range(45)]  # 5 % are 2.25 tokens
     long[30], long[4], long[17] = 1.4, 1.2, 0.9
-    return [([0.1, 1.2, 0.0, 0.9, 0.3], 0.4), (long, 0.05), ([1.0, 0.2, 0.1], 0.05)]
+    certain = [0.0] * 6  # a rank has its two candidates here, a threshold none or all
+    return [
+        ([0.1, 1.2, 0.0, 0.9, 0.3], 0.4), (long, 0.05), ([1.0, 0.2, 0.1], 0.05), (certain, 0.2),
+        ([0.5, 0.1, 0.7, 0.5, 0.5], 0.4),
+    ]  # fmt: skip
 
 
 @exercise(_entropies)
 def candidates(entropies: list[float], fraction: float) -> list[int]:
+    return sorted(_highest(entropies, max(1, math.ceil(fraction * len(entropies)))))
+
+
+def _highest(entropies: list[float], size: int) -> list[int]:
+    return sorted(range(len(entropies)), key=lambda t: -entropies[t])[:size]
+
+
+@candidates.mistake(
+    "this is a threshold: of equal entropies it takes all, however many. Ω is a rank: ⌈fraction·T⌉ "
+    "positions and no more, of equal entropies the earlier ones."
+)
+def threshold(entropies: list[float], fraction: float) -> list[int]:
     size = max(1, math.ceil(fraction * len(entropies)))
     floor = sorted(entropies)[-size]
     return [t for t, h in enumerate(entropies) if h >= floor]
 
 
-def _highest(entropies: list[float], size: int) -> list[int]:
-    return sorted(range(len(entropies)), key=lambda t: -entropies[t])[:size]
+@candidates.mistake("of equal entropies you take the later positions; take the earlier ones.")
+def later(entropies: list[float], fraction: float) -> list[int]:
+    size = max(1, math.ceil(fraction * len(entropies)))
+    return sorted(sorted(range(len(entropies)), key=lambda t: entropies[t])[-size:])
 
 
 @candidates.mistake(

@@ -307,7 +307,9 @@ def entropy_bonus(
     return -(terms + alpha * entropy)[mask & kept[:, None]].mean()
 
 
-@step_loss.mistake("the self-reward is subtracted from J: it is added, inside the braces of §6.")
+@step_loss.mistake(
+    "the self-reward is subtracted from J: it is added, inside the braces of METHOD §6."
+)
 def subtracted(
     terms: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor, kept: Tensor, alpha: float
 ) -> Tensor:

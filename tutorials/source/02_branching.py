@@ -44,7 +44,8 @@ from checks import set_02 as check
 
 # %% tags=["exercise"]
 def candidates(entropies: list[float], fraction: float) -> list[int]:
-    """Positions of the highest entropies, in ascending order.
+    """Positions of the highest entropies, in ascending order; of equal
+    entropies the earlier ones.
 
     Args:
         entropies: H_t of one rollout, T of them.

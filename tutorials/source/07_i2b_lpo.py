@@ -447,7 +447,7 @@ replace(view, description=(
     "from about .3 to about .5, and neither stays above the other."))
 
 # %% [markdown]
-# - One entry moves by 0.1 from its neighbour: one seed, 96 rollouts a step, no intervals. Which method is better **can't be read off here**; the exercise is about where to look, and notebook 08 repeats it over seeds.
+# - One entry moves by 0.1 from its neighbour: one seed, 96 rollouts a step, no intervals. Which method is better **can't be read off here**; the exercise is about where to look. A verdict needs several seeds, and the same policies asked the same questions.
 #
 # ## Discuss
 #

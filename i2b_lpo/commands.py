@@ -1,0 +1,327 @@
+"""What each command of the command line does; `i2b_lpo.cli` reads its arguments.
+
+Whatever can be refused is refused before a file is written: settings and names first, then the
+task, the policy and its latents. torch is imported only by the commands that need it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, TypeVar
+
+import i2b_lpo
+from i2b_lpo.config import (
+    PRESETS,
+    EvaluateConfig,
+    LatentConfig,
+    PretrainConfig,
+    SampleConfig,
+    TourConfig,
+    preset,
+)
+from i2b_lpo.settings import compose, names, to_toml, write_run
+
+__all__ = ["BASES", "COMMANDS"]
+
+Settings = TypeVar("Settings")
+
+# What each command starts from; --config, its named options and --set change it.
+BASES: dict[str, Any] = {
+    "tour": TourConfig(),
+    "train": preset("tiny"),
+    "train-latents": LatentConfig(),
+    "evaluate": EvaluateConfig(),
+    "rollout": SampleConfig(),
+    "pretrain": PretrainConfig(shop_share=0.0, steps=1200),  # the warm-up
+}
+
+
+def _settings(arguments: argparse.Namespace, base: Settings, **named: Any) -> Settings:
+    """The settings that were given; an option's `dest` is the name of its setting."""
+    given = vars(arguments)
+    named |= {name: given[name] for name in names(type(base)) if given.get(name) is not None}
+    return compose(
+        base,
+        file=arguments.config,
+        named=named,
+        method=given.get("method"),
+        sets=arguments.sets,
+    )
+
+
+def _need_new(folder: Path | None) -> None:
+    """Refuse a folder that holds something, so that nothing is lost; before any work is done."""
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty; choose a new folder, or remove it first.")
+
+
+def _new_folder(folder: Path) -> Path:
+    """Create `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _task(settings: Any) -> Any:
+    from i2b_lpo.tasks import load_task
+
+    return load_task(settings.task, path=settings.data or None)
+
+
+def _tour(arguments: argparse.Namespace) -> None:
+    settings = _settings(arguments, BASES["tour"])
+    from i2b_lpo.names import check_names
+    from i2b_lpo.tour import tour
+
+    check_names(settings)
+    page = tour(arguments.output, settings)
+    print(f"\nPage: {page} (open it in a browser)")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    config = _settings(arguments, preset(arguments.preset))
+    if not arguments.resume:
+        _need_new(arguments.output)
+    import torch
+    from accelerate import PartialState
+
+    from i2b_lpo.names import check_names
+    from i2b_lpo.policy import load_policy
+    from i2b_lpo.sharding import own_device
+    from i2b_lpo.train import train
+
+    check_names(config)
+    task = _task(config)
+    # Small updates would be lost in half-precision weights; on a GPU the passes run in bfloat16.
+    device = own_device(config.device)
+    policy = load_policy(config.policy, device=device, dtype=torch.float32)
+    train(config, policy, task, output=arguments.output, resume=arguments.resume)
+    PartialState().destroy_process_group()
+    print(f"Policy and metrics: {arguments.output}")
+
+
+def _train_latents(arguments: argparse.Namespace) -> None:
+    config = _settings(arguments, BASES["train-latents"])
+    _need_new(arguments.output)
+    from i2b_lpo.names import check_names
+    from i2b_lpo.policy import load_policy
+    from i2b_lpo.steering import latest_version, new_steering, save_steering
+    from i2b_lpo.train_latents import collect, steering_report, train_latents
+
+    check_names(config)
+    task = _task(config)
+    policy = load_policy(config.policy, device=config.device)
+    new_steering(policy, d_z=config.d_z, fusion=config.fusion)  # refuses before minutes are spent
+    source = load_policy(config.source, device=config.device) if config.source else policy
+    examples, tokens = collect(source, task, config)
+    steering = train_latents(policy, examples, config, version=latest_version(policy) + 1)
+    held_out, _ = collect(
+        source, task, dataclasses.replace(config, seed=config.seed + 1), split="validation",
+        questions=max(20, config.questions // 5),
+    )  # fmt: skip
+    report = steering_report(steering, policy, held_out, config)
+    steering.card.update(rollout_tokens=tokens, validation=report)
+    save_steering(steering, arguments.output)
+    write_run(config, arguments.output, "train-latents")
+    print(json.dumps(report, indent=2))
+    print(f"Latents: {arguments.output}")
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    named = {}
+    if arguments.task is not None:
+        named = {"shop_share": PretrainConfig.shop_share if arguments.task == "shop" else 0.0}
+    config = _settings(arguments, BASES["pretrain"], **named)
+    _need_new(arguments.output)
+    from i2b_lpo.decode import Sampling
+    from i2b_lpo.evaluate import evaluate
+    from i2b_lpo.policy import make_policy, save_policy
+    from i2b_lpo.pretrain import build_model, build_tokenizer, pretrain
+    from i2b_lpo.tasks import load_task
+
+    output = _new_folder(arguments.output)
+    # The tokenizer knows the words of both tasks, so that the policy can go on with the other.
+    tokenizer = build_tokenizer(PretrainConfig(seed=config.seed))
+    model = build_model(tokenizer, seed=config.seed)
+    pretrain(model, tokenizer, config)
+    policy = make_policy(model, tokenizer, name=str(output))
+    save_policy(policy, output)
+    write_run(config, output, "pretrain")
+    task = load_task("shop" if config.shop_share else "product")
+    questions = task.questions("validation", 100, seed=0)
+    print(evaluate(policy, task, questions, sampling=Sampling(160), seed=config.seed)[0])
+    print(f"Policy: {output}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    settings = _settings(arguments, BASES["evaluate"])
+    output, parts = arguments.output, None
+    if output is not None:
+        parts = output / "unfinished"
+        if not arguments.resume:
+            _need_new(output)
+        elif not parts.is_dir():
+            raise ValueError(f"{output} holds no evaluation to go on with; leave out --resume.")
+    elif arguments.resume:
+        raise ValueError("--resume goes on with what is in --output; name its folder.")
+    from i2b_lpo.decode import Sampling
+    from i2b_lpo.evaluate import evaluate
+    from i2b_lpo.storage import write_text
+    from i2b_lpo.trace import write_traces
+
+    drawn = settings.rollout
+    policy, task = _policy_and_task(settings)
+    questions = task.questions(settings.split, settings.questions, seed=settings.seed)
+    try:
+        result, traces = evaluate(
+            policy, task, questions,
+            sampling=Sampling(drawn.max_new_tokens, drawn.temperature, drawn.top_p),
+            samples=drawn.samples, seed=settings.seed, batch=drawn.batch, parts=parts,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "stopped; the same command with --resume goes on." if output else "stopped."
+        ) from None
+    print(result)
+    if output is not None and parts is not None:
+        write_traces(output / "traces.jsonl", traces)
+        write_text(output / "evaluation.json", json.dumps(result.to_json(), indent=2) + "\n")
+        write_run(settings, output, "evaluate")
+        shutil.rmtree(parts)
+
+
+def _policy_and_task(settings: EvaluateConfig | SampleConfig) -> tuple[Any, Any]:
+    """Both loaded; the task without questions too long to be asked."""
+    from i2b_lpo.policy import load_policy
+    from i2b_lpo.tasks import without_long_prompts
+
+    task = _task(settings)
+    policy = load_policy(settings.policy, device=settings.device)
+    return policy, without_long_prompts(
+        task,
+        lambda question: len(policy.prompt_ids(question.text)),
+        max_prompt_tokens=settings.rollout.max_prompt_tokens,
+    )
+
+
+def _rollout(arguments: argparse.Namespace) -> None:
+    settings = _settings(arguments, BASES["rollout"])
+    output, drawn, config = arguments.output, settings.rollout, settings.branch
+    _need_new(output)
+    import torch
+
+    from i2b_lpo.branching import grow_trees
+    from i2b_lpo.decode import Sampling
+    from i2b_lpo.names import check_names
+    from i2b_lpo.steering import load_steering
+    from i2b_lpo.tasks import own_question
+    from i2b_lpo.trace import write_traces
+
+    check_names(settings)
+    own = own_question(settings.question) if arguments.question is not None else None
+    policy, task = _policy_and_task(settings)
+    question = own or task.questions(settings.split, 1, seed=settings.seed)[0]
+    with_z = config.samples and config.fusion != "none"
+    steering = load_steering(policy, config.latents or None, run=settings) if with_z else None
+    traces = grow_trees(
+        policy, [question], Sampling(drawn.max_new_tokens, drawn.temperature, drawn.top_p), config,
+        samples=drawn.samples, steering=steering, batch=drawn.batch,
+        generator=torch.Generator().manual_seed(settings.seed),
+    )  # fmt: skip
+    print(traces[0])
+    for at, rollout in enumerate(traces[0].rollouts):
+        print(f"\n[{at}] entropy in nats, token by token")
+        for piece, entropy in zip(rollout.pieces, rollout.entropies, strict=True):
+            bar = "█" * round(20 * min(entropy, 2.0) / 2.0)
+            print(f"  {json.dumps(piece, ensure_ascii=True):16} {entropy:6.3f} {bar}".rstrip())
+    if output is not None:
+        write_traces(_new_folder(output) / "traces.jsonl", traces)
+        write_run(settings, output, "rollout")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    asked = (arguments.preset, arguments.method, arguments.config, arguments.sets)
+    if any(asked):
+        print(to_toml(_settings(arguments, preset(arguments.preset or "tiny"))), end="")
+        return
+    import accelerate
+    import torch
+    import transformers
+
+    from i2b_lpo.policy import BUNDLED, asset_path
+    from i2b_lpo.tasks import BENCHMARKS
+
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    print(
+        f"i2b-lpo {i2b_lpo.__version__}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, accelerate {accelerate.__version__}\n"
+        f"processor cores {os.cpu_count()}, torch threads {torch.get_num_threads()}, GPU {cuda}\n"
+        f"tasks: shop, product (bundled), {', '.join(BENCHMARKS)} (Hugging Face hub)\n"
+        f"presets: {', '.join(PRESETS)}\nbundled policies:"
+    )
+    for name, what in BUNDLED.items():
+        print(f"  {name}: {what} ({asset_path(name)})")
+
+
+def _course(name: str) -> Path:
+    """The folder of `notebooks` or `tutorials`: in an installed package inside it, else beside."""
+    package = Path(i2b_lpo.__file__).parent
+    for place in (package / f"_{name}", package.parent / name):
+        if any(place.rglob("*.ipynb")):
+            return place
+    raise ValueError(f"This installation has no {name}; install the package again.")
+
+
+def _notebooks(arguments: argparse.Namespace) -> None:
+    source = _course("notebooks")
+    _need_new(arguments.folder)
+    folder = _new_folder(arguments.folder)
+    for file in sorted(source.glob("*.ipynb")):
+        shutil.copy(file, folder / file.name)
+        print(folder / file.name)
+
+
+def _tutorials(arguments: argparse.Namespace) -> None:
+    source = _course("tutorials")
+    _need_new(arguments.folder)
+    folder = _new_folder(arguments.folder)
+    # Exercises and solutions import the checks beside them.
+    for part in ("checks", "exercises", "solutions"):
+        unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+        shutil.copytree(source / part, folder / part, ignore=unwanted)
+    for file in sorted(source.glob("*.md")):
+        shutil.copy(file, folder / file.name)
+    for file in sorted(folder.rglob("*.ipynb")):
+        print(file)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from i2b_lpo.export import export
+
+    _need_new(arguments.folder)
+    source = Path(arguments.source)
+    policy = source / "policy"
+    export(
+        str(policy) if policy.is_dir() else arguments.source,
+        arguments.folder,
+        run=source if policy.is_dir() else None,
+    )
+    print(arguments.folder)
+
+
+COMMANDS = {
+    "tour": _tour,
+    "train": _train,
+    "train-latents": _train_latents,
+    "evaluate": _evaluate,
+    "rollout": _rollout,
+    "pretrain": _pretrain,
+    "info": _info,
+    "notebooks": _notebooks,
+    "tutorials": _tutorials,
+    "export": _export,
+}
