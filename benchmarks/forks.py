@@ -1,6 +1,6 @@
 """Do forks and latents buy diversity? Equal budgets of generated tokens, on validation questions.
 
-    python benchmarks/forks.py --policy tiny-base     # 8 minutes on one core
+    python benchmarks/forks.py --policy tiny-base     # 10 minutes on one core
     python benchmarks/forks.py --policy tiny-grpo
 
 Ways to spend one budget a question (trajectories are taken in the order they were made until the
@@ -9,12 +9,16 @@ next one would exceed it; a branch costs its own tokens only):
 * independent samples;
 * rollouts with K = 3 branches from a uniform fork, plain re-sampling (control);
 * the same from an entropy-chosen fork (top 5 %);
-* the same with latents: PSA, K latents by `independent`, `spread`, and N(0, I) as control.
+* the same at equal depth (control): each rollout forks where another's entropy fork lies, as a
+  share of its length, so that only H_t itself is left out of the choice;
+* entropy forks with latents: PSA, K latents by `independent`, `spread`, and two controls: N(0, I),
+  which is quieter than z, and `matched`, a random direction with the norm of a prior draw.
 
-Branch sets: from the same rollouts and the same forks, re-sampling against PSA, at one budget of
-branch tokens. Counted: distinct strategies among well-formed trajectories, distinct strategies
-among correct ones, and whether any is correct. Means over questions with 95 % bootstrap intervals;
-differences are paired by question.
+These are whole trees: a rollout's own tokens are paid for as well. Branch sets: from the same
+rollouts and the same forks, re-sampling against PSA, at one budget of branch tokens only. Counted:
+distinct strategies among well-formed trajectories, distinct strategies among correct ones, and
+whether any is correct. Means over questions with 95 % bootstrap intervals; differences are paired
+by question.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from i2b_lpo.branching import branch_out, grow_trees
+from i2b_lpo.branching import branch_out, choose_forks, grow_trees
 from i2b_lpo.config import BranchConfig
 from i2b_lpo.decode import Sampling
 from i2b_lpo.metrics import bootstrap_interval
@@ -48,6 +52,7 @@ SAMPLING = Sampling(160)
 BUDGET, SET_BUDGET = 640, 360  # tokens a question; of branch tokens a question
 ROOTS, K = 6, 3
 CONTROL, PLAIN = "uniform forks", "entropy forks"
+DEALT, MATCHED = "equal depth", "PSA, matched"
 
 
 def spend(trace: Trace, order: Iterable[int], budget: int) -> tuple[list[int], int]:
@@ -94,6 +99,45 @@ def branch_order(trace: Trace) -> list[int]:
     """The first branch of each fork, then the second of each, …; no roots."""
     sets = trace.branch_sets()
     return [members[k] for k in range(len(sets[0])) for members in sets]
+
+
+def depth(trees: Sequence[Trace]) -> float:
+    """Mean place of the forks, as a share of the forked rollout."""
+    return fmean(
+        t.start(members[0]) / len(t.rollouts[branch.parent])
+        for t in trees
+        for members in t.branch_sets()
+        if (branch := t.rollouts[members[0]].branch) is not None
+    )
+
+
+def at_equal_depth(
+    policy: Policy,
+    questions: Sequence[Question],
+    config: BranchConfig,
+    generator: torch.Generator,
+    at_once: int = 7,
+) -> list[Trace]:
+    """Trees whose forks lie where the entropy forks of other rollouts do."""
+    grown: list[Trace] = []
+    for start in tqdm(range(0, len(questions), at_once), desc=DEALT):
+        part = questions[start : start + at_once]
+        found, read = sample(
+            policy, part, SAMPLING, samples=ROOTS, generator=generator, keep_read=True
+        )
+        places = [(tree, i) for tree in range(len(part)) for i in range(ROOTS)]
+        forks = choose_forks(found, places, config, generator)
+        lengths = [len(found[f.tree].rollouts[f.parent]) for f in forks]
+        order = torch.randperm(len(forks), generator=generator).tolist()
+        dealt = [
+            replace(fork, t=forks[other].t * length // lengths[other])
+            for fork, length, other in zip(forks, lengths, order, strict=True)
+        ]
+        kept = dict(zip(places, read, strict=True))
+        grown += verified(
+            branch_out(policy, found, kept, SAMPLING, config, None, generator, forks=dealt)
+        )
+    return grown
 
 
 def table(rows: Sequence[dict[str, float]]) -> dict[str, str]:
@@ -154,11 +198,20 @@ def main() -> None:
         "PSA, independent": (replace(plain, fusion="psa", sampler="independent"), ROOTS),
         "PSA, spread": (replace(plain, fusion="psa", sampler="spread"), ROOTS),
         "PSA, N(0, I)": (replace(plain, fusion="psa", sampler="standard_normal"), ROOTS),
+        MATCHED: (replace(plain, fusion="psa", sampler="matched"), ROOTS),
+        DEALT: (plain, ROOTS),
     }
-    rows, whole = {}, {}
+    rows: dict[str, list[dict[str, float]]] = {}
+    whole: dict[str, dict[str, Any]] = {}
     for name, (config, roots) in arms.items():
-        rows[name], cost = measure(trees(config, roots), tree_order, BUDGET)
+        if name == DEALT:
+            grown = at_equal_depth(policy, questions, config, generator())
+        else:
+            grown = trees(config, roots)
+        rows[name], cost = measure(grown, tree_order, BUDGET)
         whole[name] = table(rows[name]) | {"tokens": round(cost, 1)}
+        if config.samples:
+            whole[name]["depth"] = round(depth(grown), 3)
         print(name, whole[name], flush=True)
     sets, set_rows = branch_sets(policy, steering, questions, generator, measure)
     found: dict[str, Any] = {
@@ -167,18 +220,25 @@ def main() -> None:
         "seed": arguments.seed,
         "budget": BUDGET,
         "whole": whole,
-        "entropy forks - uniform forks": difference(rows[PLAIN], rows[CONTROL]),
-        "entropy forks - independent samples": difference(rows[PLAIN], rows["independent samples"]),
+        **{
+            f"{PLAIN} - {other}": difference(rows[PLAIN], rows[other])
+            for other in (CONTROL, DEALT, "independent samples")
+        },
         **{
             f"{name} - {other}": difference(rows[name], rows[other])
             for name in ("PSA, independent", "PSA, spread")
-            for other in (PLAIN, "independent samples")
+            for other in (PLAIN, MATCHED, "independent samples")
         },
+        f"{MATCHED} - {PLAIN}": difference(rows[MATCHED], rows[PLAIN]),
         "branch sets": {"budget": SET_BUDGET, **sets},
         **{
             f"branch sets, {name} - re-sampling": difference(found, set_rows["re-sampling"])
             for name, found in set_rows.items()
             if name != "re-sampling"
+        },
+        **{
+            f"branch sets, {name} - {MATCHED}": difference(set_rows[name], set_rows[MATCHED])
+            for name in ("PSA, independent", "PSA, spread")
         },
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 thread",
@@ -204,6 +264,7 @@ def branch_sets(
         "PSA, antithetic": replace(plain, fusion="psa", sampler="antithetic"),
         "PSA, spread": replace(plain, fusion="psa", sampler="spread"),
         "PSA, N(0, I)": replace(plain, fusion="psa", sampler="standard_normal"),
+        MATCHED: replace(plain, fusion="psa", sampler="matched"),
     }
     grown: dict[str, list[Trace]] = {name: [] for name in ways}
     for start in tqdm(range(0, len(questions), 8), desc="branch sets"):

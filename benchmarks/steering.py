@@ -5,7 +5,8 @@
 
 Traces come from the base policy. At each fork whose next token names a strategy, z is inferred
 from the trace (posterior) and the policy decodes from the same prefix with that z. Controls: plain
-re-sampling from the fork, z from the prior, z ~ N(0, I).
+re-sampling from the fork, z from the prior, z ~ N(0, I), and a random direction with the norm of
+a prior draw.
 
 * agreement: share of decodes that choose the strategy z was inferred from;
 * accuracy of a strategy chosen by z, beside the same prefixes with that strategy's word forced;
@@ -107,6 +108,7 @@ def main() -> None:
         "posterior": posterior.sample(),
         "prior": SAMPLERS["independent"](prior, 1, rng)[:, 0],
         "standard_normal": SAMPLERS["standard_normal"](prior, 1, rng)[:, 0],
+        "matched": SAMPLERS["matched"](prior, 1, rng)[:, 0],
         "re-sampling": None,
     }
 
@@ -134,12 +136,15 @@ def main() -> None:
 
     results: dict[str, list[tuple[str, bool, float]]] = {}
     agreement: dict[str, Any] = {}
+    lengths: dict[str, float] = {}
     for name, z in drawn.items():
         results[name] = judged(
             continue_from(policy, prefixes, z, steering, torch.Generator().manual_seed(1)), prefixes
         )
         hits = [float(r[0] == e.label) for r, e in zip(results[name], chosen, strict=True)]
         agreement[name] = str(bootstrap_interval(hits))
+        if z is not None:
+            lengths[name] = round(z.norm(dim=-1).mean().item(), 1)
     per_strategy = {
         name: str(
             bootstrap_interval(
@@ -182,6 +187,7 @@ def main() -> None:
     found = {
         "policy": arguments.policy,
         "forks": len(chosen),
+        "length of z": lengths,
         "agreement": agreement,
         "agreement_per_strategy": per_strategy,
         "accuracy": accuracy,

@@ -143,6 +143,8 @@ def branch_out(
     config: BranchConfig,
     steering: Steering | None,
     generator: torch.Generator,
+    *,
+    forks: Sequence[Fork] | None = None,
 ) -> list[Trace]:
     """Add the branches of every round; not yet verified.
 
@@ -154,17 +156,28 @@ def branch_out(
         config: K, rounds, fork rule, fusion and sampler.
         steering: latents for the fusion; None re-samples.
         generator: source of all randomness.
+        forks: where the first round branches; None: where `config.rule` says.
+
+    Raises:
+        ValueError: a given fork isn't at a token of its root.
     """
+    for fork in forks or ():
+        if not 0 <= fork.t < len(trees[fork.tree].rollouts[fork.parent]):
+            raise ValueError(f"{fork} isn't at a token of its root; t counts from 0.")
     grown = list(trees)
     latest = [(i, j) for i, tree in enumerate(trees) for j in range(len(tree.rollouts))]
     refed = [0] * len(grown)
     plain = dict(read)  # what was read without z, of a prefix of each trajectory
     for number in range(1, config.rounds + 1):
-        forks = choose_forks(grown, latest, config, generator)
+        if forks is not None and number == 1:
+            chosen = list(forks)
+        else:
+            chosen = choose_forks(grown, latest, config, generator)
         whole = [
-            (*grown[f.tree].prompt_ids, *grown[f.tree].rollouts[f.parent].ids[: f.t]) for f in forks
+            (*grown[f.tree].prompt_ids, *grown[f.tree].rollouts[f.parent].ids[: f.t])
+            for f in chosen
         ]
-        rows = [plain[f.tree, f.parent] for f in forks]
+        rows = [plain[f.tree, f.parent] for f in chosen]
         # A branch's own tokens were read with its z: read them again without.
         short = [
             i for i, (c, row) in enumerate(zip(whole, rows, strict=True)) if len(row) < len(c) - 1
@@ -174,20 +187,17 @@ def branch_out(
             again = read_plain(policy, [rows[i] for i in short], segments)
             for i, segment, row in zip(short, segments, again, strict=True):
                 rows[i] = row
-                refed[forks[i].tree] += len(segment)
+                refed[chosen[i].tree] += len(segment)
         prefixes = [Prefix(c, row.crop(len(c) - 1)) for c, row in zip(whole, rows, strict=True)]
         grown, latest = _grow(
-            policy, grown, forks, prefixes, number, sampling, config, steering, generator
+            policy, grown, chosen, prefixes, number, sampling, config, steering, generator
         )
         for at, key in enumerate(latest):
             plain[key] = prefixes[at // config.samples].read
-    counted = zip(grown, refed, strict=True)
+    rule = config.rule if forks is None else "given"
     return [
-        replace(
-            t,
-            meta=t.meta | {"fork_rule": config.rule, "sampler": config.sampler, "refed_tokens": n},
-        )
-        for t, n in counted
+        replace(t, meta=t.meta | {"fork_rule": rule, "sampler": config.sampler, "refed_tokens": n})
+        for t, n in zip(grown, refed, strict=True)
     ]
 
 

@@ -315,12 +315,20 @@ def _spread(prior: Gaussian, k: int, generator: torch.Generator) -> Tensor:
     return _place(prior, candidates[rows[:, None], torch.stack(chosen, 1)])
 
 
+def _matched(prior: Gaussian, k: int, generator: torch.Generator) -> Tensor:
+    drawn, noise = _noise(prior, 2 * k, generator).chunk(2, 1)  # (B, k, d_z) both
+    length = _place(prior, drawn).norm(dim=-1, keepdim=True)
+    z: Tensor = length * noise / noise.norm(dim=-1, keepdim=True)
+    return z
+
+
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     {
         "independent": _independent,
         "antithetic": _antithetic,
         "spread": _spread,
         "standard_normal": _noise,
+        "matched": _matched,
     }
 )
 """Ways to draw k latents at one prefix (METHOD §3); each raises ValueError for k < 1.
@@ -330,7 +338,10 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
   all k; a mirrored pair for k = 2 [D].
 * ``spread``: the farthest k of 8k draws, greedily, by the distance in units of σ_p [D]. The first
   is a plain draw; the others lie farther out than the prior's own.
-* ``standard_normal``: N(0, I) whatever the prefix, the control [D].
+* ``standard_normal``: N(0, I) whatever the prefix, a control [D]. Trained priors are several times
+  as long, so it is also a quiet one.
+* ``matched``: a random direction with the norm of a draw from P(z|c), the control that is as loud
+  as z: what differs is the direction alone [D].
 
 The generator is a CPU one; z comes back on the prior's device and dtype.
 """

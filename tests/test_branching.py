@@ -918,6 +918,29 @@ def test_branch_out_adds_to_trees_that_hold_roots() -> None:
     assert Fork(0, 1, 2) == Fork(tree=0, parent=1, t=2)
 
 
+def test_branch_out_branches_where_it_is_told() -> None:
+    policy = policy_of()
+    trees, read = sample(policy, QUESTIONS, WARM, samples=2, generator=seeded(1), keep_read=True)
+    places = [(i, j) for i in range(3) for j in range(2)]
+    kept = dict(zip(places, read, strict=True))
+    config, steering = config_of(rounds=2), steering_of(policy)
+    given = (policy, trees, kept, WARM, config, steering)
+    expected, chance = branch_out(*given, seeded(4)), seeded(4)
+    forks = choose_forks(trees, places, config, chance)  # what the rule itself would have said
+    found = branch_out(*given, chance, forks=forks)
+    assert [t.rollouts for t in found] == [t.rollouts for t in expected]
+    assert {t.meta["fork_rule"] for t in found} == {"given"}
+    other = [Fork(f.tree, f.parent, 0) for f in forks]  # any token may be one, the first included
+    for tree in branch_out(*given[:4], replace(config, rounds=1), steering, chance, forks=other):
+        assert {tree.start(i) for i in range(len(tree.rollouts))} == {0}
+        assert all(len(members) == config.samples for members in tree.branch_sets())
+    before = chance.get_state()
+    for t in (-1, len(trees[0].rollouts[1])):
+        with pytest.raises(ValueError, match="at a token of its root"):
+            branch_out(*given, chance, forks=[Fork(0, 1, t)])
+    assert torch.equal(chance.get_state(), before)
+
+
 def test_branches_dont_keep_a_graph_and_leave_the_policy_as_it_was() -> None:
     policy = policy_of()
     steering = steering_of(policy)

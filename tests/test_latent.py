@@ -431,6 +431,31 @@ def test_standard_normal_ignores_the_prior() -> None:
     assert abs(many.mean().item()) < 0.02 and many.std().item() == pytest.approx(1.0, abs=0.02)
 
 
+@settings(max_examples=25)
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 4), st.integers(1, 6))
+def test_matched_latents_have_the_lengths_of_draws_from_the_prior_at_their_own_prefix(
+    seed: int, k: int, b: int, d_z: int
+) -> None:
+    std = (3.0 * torch.rand(b, d_z, generator=seeded(seed), dtype=torch.float64) - 1.5).exp()
+    prior = gaussian(5.0 * draw(b, d_z, seed=seed), std)
+    got = SAMPLERS["matched"](prior, k, seeded(seed + 1))
+    pool = SAMPLERS["independent"](prior, 2 * k, seeded(seed + 1))  # the same draws
+    for row in range(b):
+        for z, loud in zip(got[row].tolist(), pool[row, :k].tolist(), strict=True):
+            assert math.hypot(*z) == pytest.approx(math.hypot(*loud), rel=1e-9)
+
+
+def test_the_direction_of_a_matched_latent_knows_nothing_of_the_prior() -> None:
+    # Far off centre and stretched: a direction that followed the prior would show either.
+    prior = gaussian(torch.tensor([[9.0, -3.0, 0.0]]), torch.tensor([[0.1, 1.0, 5.0]]))
+    z = SAMPLERS["matched"](prior, 20_000, seeded(2))[0]
+    direction = z / z.norm(dim=-1, keepdim=True)
+    assert bool((direction.mean(0).abs() < 0.02).all())
+    spread = direction.T @ direction / len(direction)  # uniform on the sphere: I / d_z
+    torch.testing.assert_close(spread, torch.eye(3).double() / 3, rtol=0, atol=0.02)
+    assert abs(torch.corrcoef(torch.stack([z.norm(dim=-1), direction[:, 0]]))[0, 1]) < 0.03
+
+
 @pytest.mark.parametrize("name", COUPLED)
 def test_the_first_latent_is_distributed_as_the_prior(name: str) -> None:
     mean, std = torch.tensor([3.0, -1.0]), torch.tensor([0.1, 5.0])

@@ -17,13 +17,15 @@ PORTABLE = runpy.run_path(str(ROOT / "scripts" / "portable.py"))
 
 TRAINED = """
 import json, torch
-weight = torch.nn.Parameter(torch.ones(10_000, dtype=torch.float64))
-still = torch.optim.SGD([weight], lr=0.0)
+ones = torch.ones(10_000, dtype=torch.float64)
+weight, idle = torch.nn.Parameter(ones.clone()), torch.nn.Parameter(ones.clone())
+still = torch.optim.SGD([weight, idle], lr=0.0)
 seen = []
 for _ in range(4):
     weight.grad = torch.zeros_like(weight)
     still.step()
     seen.append((weight.detach() - 1).std().item())
+assert torch.equal(idle.detach(), ones), "nothing trained this weight"
 print(json.dumps([seen, torch.backends.mkldnn.enabled, torch.backends.cpu.get_cpu_capability()]))
 """
 

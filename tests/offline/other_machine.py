@@ -40,6 +40,8 @@ def drift(torch: Any, optimizer: Any) -> None:
     with torch.no_grad():
         for group in optimizer.param_groups:
             for weight in group["params"]:
+                if weight.grad is None:  # the step left it as it was
+                    continue
                 noise = torch.randn(weight.shape, generator=generator)
                 weight.mul_(1 + DRIFT * noise.to(weight))
 

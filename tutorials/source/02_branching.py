@@ -394,7 +394,7 @@ view.figure.update_layout(
 view
 
 # %% [markdown]
-# - 32 questions are few: read the intervals, not the order of the means. On 200 questions (notebook 02, section 8) independent samples are ahead, then entropy forks, then uniform ones.
+# - 32 questions are few: read the intervals, not the order of the means. On 200 questions (notebook 02, section 8) independent samples are ahead, then entropy forks, then uniform ones. Uniform forks lie later, so this control mixes place and depth; the notebook has one of equal depth.
 #
 # ## Discuss
 #

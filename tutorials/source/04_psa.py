@@ -370,7 +370,7 @@ print("control, one position too far: logits off by more than 0.1:",
 #
 # ## 5 · Is it z, or is it noise?
 #
-# Difficulty ●●○○○ (2/5) · importance ●●●●● (5/5) · 10 minutes · **you learn** to tell a latent that decides from one that only disturbs.
+# Difficulty ●●○○○ (2/5) · importance ●●●●● (5/5) · 10 minutes · **you learn** to tell a latent that steers from one that only disturbs.
 #
 # Many sets of K = 6 branches start at the fork, each branch with its own z. Of each set two numbers: how many **different strategies** its first words name, and the **share of the
 # branches that say the word their z was made for**.
@@ -418,21 +418,27 @@ def set_scores(
 check.set_scores(set_scores)
 
 # %% [markdown]
-# **Baseline**: plain re-sampling, no z. **Negative controls**: z ~ N(0, I) in the place of the CVAE's z, and γ₀ = 0 with the right z, which must equal the baseline draw for draw.
+# **Baseline**: plain re-sampling, no z. **Negative controls**: γ₀ = 0 with the right z, which must equal the baseline draw for draw; z ~ N(0, I), which is a quarter as long as the CVAE's z; and `matched`, a
+# random direction with the length of a z from the prior.
 
 # %%
 asked = ["Round", "Round", "Factor", "Factor", "Guess", "Guess"]
 sets = 30
 z_Q = torch.stack([z_of[name] for name in asked]).repeat(sets, 1)
 chance = torch.Generator().manual_seed(3)
-z_P = steering.draw(policy, [c] * sets, 6, generator=chance).flatten(0, 1)
-noise = torch.randn(6 * sets, 8, generator=chance)
+z = {
+    sampler: steering.draw(
+        policy, [c] * sets, 6, sampler=sampler, generator=chance
+    ).flatten(0, 1)
+    for sampler in ("independent", "standard_normal", "matched")
+}
 right = steering.injection(z_Q)
 arms = {
     "plain re-sampling": None,
     "control: γ_0 = 0": replace(right, strength=Strength(0.0, 2.0)),
-    "control: z ~ N(0, I)": steering.injection(noise),
-    "z ~ P(z|c), the prior": steering.injection(z_P),
+    "control: z ~ N(0, I)": steering.injection(z["standard_normal"]),
+    "control: matched": steering.injection(z["matched"]),
+    "z ~ P(z|c), the prior": steering.injection(z["independent"]),
     "z of the asked strategy": right,
 }
 scores = {}
@@ -460,13 +466,14 @@ view.figure.update_layout(title_text="30 sets of 6 branches, one fork")
 view
 
 # %% [markdown]
-# - Re-sampling says `Split` almost always, and noise of the same size as z brings no more strategies than that. The CVAE's z brings them, and most of its branches say the word that their z was made for.
+# - Re-sampling says `Split` almost always, and N(0, I) brings no more strategies than that: it is too quiet. Noise as long as z brings 2.6 where the prior's z brings 3.1: the first number needs mostly *size*.
+# - The second number needs *z*: only where z was inferred from a continuation do most branches say the word that their z was made for. So a control for variety must be as loud as z, and variety alone is no proof of steering.
 # - The prior's latents vary without being asked: nobody told them a strategy, so their second number is no failure.
 #
 # ## Discuss
 #
 # 1. The slot's key isn't turned, but the row's *query* is, by the row's own position. What does the slot look like to the rows p − 1, p, p + 1 … of a long solution? When would that matter?
-# 2. z ~ N(0, I) fails here. Would it also fail if the U were trained with z ~ N(0, I) from the start?
+# 2. z ~ N(0, I) opens nothing here. Would it also fail if the U were trained with z ~ N(0, I) from the start?
 #
 # <details><summary>Some thoughts</summary>
 #
