@@ -173,8 +173,9 @@ def _more(first: float, second: float) -> tuple[str, str]:
     gap = second - first
     if not gap:
         return "0", "equal"
-    share = percent(abs(gap) / first)
-    return f"{gap:+,.0f}".replace("-", "−"), f"{share} {'more' if gap > 0 else 'less'}"
+    share = abs(gap) / first
+    shown = percent(share, 1 if share >= 0.01 else 2)
+    return f"{gap:+,.0f}".replace("-", "−"), f"{shown} {'more' if gap > 0 else 'less'}"
 
 
 def _opening(
