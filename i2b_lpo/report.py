@@ -158,7 +158,7 @@ def summary(
     columns = [first, second, *further.values()]
     steps = [float(len(run.compared)) for run in columns]
     tokens = [total(run, "new_tokens") for run in columns]
-    for title, found in (("training steps", steps), ("tokens generated in training", tokens)):
+    for title, found in (("training steps", steps), (label("new_tokens"), tokens)):
         numbers = [n for n in found if n is not None]
         if len(numbers) == len(columns):
             cells = ["–", *(f"{n:,.0f}" for n in numbers)]

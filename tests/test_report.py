@@ -491,7 +491,7 @@ def test_every_difference_is_at_equal_tokens_and_the_longer_run_stands_beside(
         )
     assert rows[2:] == [
         ("training steps", "–", "30", "40", "+10", "33.3 % more", "40"),
-        ("tokens generated in training", "–", "30,000", "30,000", "0", "equal", "40,000"),
+        ("tokens generated", "–", "30,000", "30,000", "0", "equal", "40,000"),
     ]
     # Wherever the page sets I²B-LPO against something it is what had its tokens.
     text = Page(write_page(tmp_path / "x.html", runs=runs)).words
