@@ -159,7 +159,7 @@ def summary(
     columns = [first, second, *further.values()]
     steps = [float(len(run.compared)) for run in columns]
     tokens = [total(run, "new_tokens") for run in columns]
-    for title, found in (("training steps", steps), ("tokens generated in training", tokens)):
+    for title, found in (("training steps", steps), (label("new_tokens"), tokens)):
         numbers = [n for n in found if n is not None]
         if len(numbers) == len(columns):
             cells = ["–", *(f"{n:,.0f}" for n in numbers)]
@@ -174,8 +174,9 @@ def _more(first: float, second: float) -> tuple[str, str]:
     gap = second - first
     if not gap:
         return "0", "equal"
-    share = percent(abs(gap) / first)
-    return f"{gap:+,.0f}".replace("-", "−"), f"{share} {'more' if gap > 0 else 'less'}"
+    share = abs(gap) / first
+    shown = percent(share, 1 if share >= 0.01 else 2)
+    return f"{gap:+,.0f}".replace("-", "−"), f"{shown} {'more' if gap > 0 else 'less'}"
 
 
 def _opening(

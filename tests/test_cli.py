@@ -243,7 +243,7 @@ def test_tour_trains_two_ways_and_writes_a_page(
     assert shown.splitlines()[-1] == f"Page: {output / 'index.html'} (open it in a browser)"
     head = next(line for line in shown.splitlines() if line.startswith("metric "))
     assert head.split()[1:6] == ["base", "GRPO", "I²B-LPO", "I²B-LPO", "−"]
-    assert "\npass@1 " in shown and "\ntokens generated in training " in shown
+    assert "\npass@1 " in shown and "\ntokens generated " in shown
     page = (output / "index.html").read_text(encoding="utf-8")
     assert page.startswith("<!DOCTYPE html>") and 'id="tree"' in page and 'id="scatter"' in page
     questions = []

@@ -491,7 +491,7 @@ def test_every_difference_is_at_equal_tokens_and_the_longer_run_stands_beside(
         )
     assert rows[2:] == [
         ("training steps", "–", "30", "40", "+10", "33.3 % more", "40"),
-        ("tokens generated in training", "–", "30,000", "30,000", "0", "equal", "40,000"),
+        ("tokens generated", "–", "30,000", "30,000", "0", "equal", "40,000"),
     ]
     # Wherever the page sets I²B-LPO against something it is what had its tokens.
     text = Page(write_page(tmp_path / "x.html", runs=runs)).words
@@ -501,6 +501,9 @@ def test_every_difference_is_at_equal_tokens_and_the_longer_run_stands_beside(
     header, *rows = summary(make_evaluation(), whole, ["pass@1"])
     assert LONGER not in header
     assert rows[-1][2:] == ("40,000", "30,000", "−10,000", "25.0 % less")
+    few = [{**row, "new_tokens": 750.3} for row in ours.records]
+    near = {"GRPO": grpo, "I²B-LPO": dataclasses.replace(ours, records=few)}
+    assert summary(make_evaluation(), near, ["pass@1"])[-1][4:6] == ("+12", "0.04 % more")
 
 
 def test_the_basis_of_the_comparison_is_called_equal_only_where_it_is() -> None:
