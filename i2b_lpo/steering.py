@@ -94,8 +94,9 @@ class Steering:
         return SAMPLERS[sampler](self.prior(policy, prefixes), k, generator)
 
     def injection(self, z: Tensor) -> Injection:
-        """What the latents z, (B, d_z), inject."""
-        injection: Injection = self.fusion(z, self.strength)
+        """What the latents z, (B, d_z) in any precision, inject."""
+        precision = next(self.fusion.parameters()).dtype
+        injection: Injection = self.fusion(z.to(precision), self.strength)
         return injection
 
 

@@ -207,10 +207,15 @@ def test_variants_differ_from_grpo_as_named() -> None:
         "grpo": {},
         "clip_higher": {"clip_high": 0.28},
         "sequence_mean": {"reduction": "sequence"},
-        "dr_grpo": {"scale": "none", "reduction": "constant"},
+        "dr_grpo": {"scale": "none", "reduction": "constant", "dual_clip": None},
         "dynamic_sampling": {"drop_uniform": True},
         "overlong_penalty": {"overlong_cache": 0.2},
-        "dapo": {"clip_high": 0.28, "drop_uniform": True, "overlong_cache": 0.2},
+        "dapo": {
+            "clip_high": 0.28,
+            "drop_uniform": True,
+            "overlong_cache": 0.2,
+            "dual_clip": None,
+        },
     }
     with pytest.raises(TypeError):
         VARIANTS["mine"] = VARIANTS["grpo"]  # type: ignore[index]
