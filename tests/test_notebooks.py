@@ -67,6 +67,37 @@ def test_notebook_keeps_the_rules(path: Path) -> None:
     assert problems(path) == []
 
 
+# "notebooks 02 to 04", "Notebook 00, 06", and a table's cell "07, 08".
+NAMED = re.compile(r"[Nn]otebooks? ((?:\d\d(?:, | and | to | or )?)+)|\| (0\d(?:, 0\d)*) (?=\|)")
+
+
+def named_notebooks(text: str) -> set[str]:
+    found = " ".join(part for parts in NAMED.findall(text) for part in parts)
+    return set(re.findall(r"\d\d", found))
+
+
+def test_no_page_promises_a_notebook_that_is_not_there() -> None:
+    there = {path.stem[:2] for path in NOTEBOOKS}
+    folders = ("notebooks", "tutorials", "docs", "i2b_lpo", "benchmarks", "scripts")
+    pages = [path for name in folders for path in sorted((ROOT / name).rglob("*.*"))]
+    pages += ROOT.glob("*.md")
+    missing = {}
+    for path in pages:
+        if path.suffix not in (".md", ".py", ".ipynb"):
+            continue
+        if path.suffix == ".ipynb":
+            cells = nbformat.read(path, as_version=4).cells
+            text = "\n".join(cell.source for cell in cells)
+        else:
+            text = path.read_text("utf-8")
+        if promised := named_notebooks(text) - there:
+            missing[path.relative_to(ROOT).as_posix()] = sorted(promised)
+    assert missing == {}
+    assert named_notebooks("notebooks 02 to 04, Notebook 00 | all | 07, 08 | 40 |") == {
+        "02", "04", "00", "07", "08",
+    }  # fmt: skip
+
+
 # --- the guards themselves: each defect is found, and a sound notebook has none ------------------
 
 

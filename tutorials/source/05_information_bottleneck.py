@@ -264,12 +264,13 @@ view
 # %% [markdown]
 # - Up is "tells the answer", right is "costs". Neither axis alone separates the four kinds; drifts lie below, verbose traces and loops to the right.
 #
-# Which order do the scores give? **Baseline**: the reward R, which sees the box only. **Negative control**: your scores, shuffled within each problem; the picture adds them by itself.
+# Which order do the scores give? **Baselines**: the reward R, which sees the box only, and your cost by itself. **Negative control**: your scores, shuffled within each problem; the picture adds them by itself.
 
 # %% tags=["expected"]
 ranks = {
     "your S_IB": [[o.score.value for o in t.rollouts] for t in traces],
     "baseline: R": [[o.reward for o in t.rollouts] for t in traces],
+    "cost alone": [[-o.score.cost for o in t.rollouts] for t in traces],
 }
 view = ib_ranking(ranks, KINDS)
 view.figure.update_layout(
@@ -280,7 +281,9 @@ view
 
 # %% [markdown]
 # - The paper's order is concise > drift > verbose > loop; the middle two are close. The reward can't tell a loop from a concise solution: three of four have it right.
-# - Shuffled scores know nothing, so ½ for all on average. One shuffle of 30 problems still wobbles: drift has 0.33. Notebook 05 takes the mean of 20 shuffles.
+# - **The cost alone gives this order more sharply than S_IB does.** By such recipes one would leave the answer's part out. They fail by their form, and a cost sees form; whether it also tells right from wrong among the policy's own
+#   solutions is another question, and notebook 05, part 4, has the answer: much less than S_IB. A ranking is only as good as the traces it is tried on.
+# - Shuffled scores know nothing, so ½ for all. The bars are means of 20 shuffles and reach from the lowest to the highest of a single one: that far chance alone goes with 30 problems.
 #
 # ## 4 · The filter
 #
