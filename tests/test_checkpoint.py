@@ -637,7 +637,7 @@ def test_an_idle_setting_changes_no_number(name: str) -> None:
 
 def test_a_run_is_never_overwritten(finished: Path) -> None:
     policy, steering = setting(WHOLE)
-    with pytest.raises(ValueError, match="holds a run; go on with resume, or choose another"):
+    with pytest.raises(ValueError, match="holds a run; go on with --resume"):
         train(WHOLE, policy, FakeTask(), steering=steering, output=finished)
 
 

@@ -193,7 +193,7 @@ def test_blocks_can_be_nested() -> None:
     expected = scores(policy, rows, FORKS, outer)
     before = state(policy.model)
     ids, mask, since = batch(policy, rows, FORKS)
-    log_gamma = SETTLED.log_gamma(since)
+    log_gamma = SETTLED.log_gamma(since, torch.float64)
     with injected(policy.model, outer, log_gamma):
         with injected(policy.model, inner, log_gamma):
             pass
@@ -483,7 +483,7 @@ def test_with_the_slot_in_the_cache_and_without_a_cache_agree(kind: str) -> None
             [row[p - 1 :][at : at + width] for row, p in zip(rows, forks, strict=True)]
         )
         mask = torch.cat([mask, torch.ones_like(ids)], 1)
-        log_gamma = SETTLED.log_gamma(torch.arange(at, at + width).expand(3, -1))
+        log_gamma = SETTLED.log_gamma(torch.arange(at, at + width).expand(3, -1), torch.float64)
         with injected(policy.model, injection, log_gamma, slot_in_cache=True):
             logits = policy.model(
                 input_ids=ids,
