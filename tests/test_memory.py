@@ -317,7 +317,7 @@ def test_scores_are_measured_again_in_smaller_passes(
     monkeypatch.setattr(i2b_lpo.scoring, "policy_logprobs", Limit(0, CPU))
     with (
         warnings.catch_warnings(record=True),
-        pytest.raises(OutOfMemory, match=r"Lower rollout\.max_new_tokens, or take a smaller"),
+        pytest.raises(OutOfMemory, match=r"Take a lower --set rollout\.max_new_tokens=N, or a"),
     ):
         score_traces(policy, traces, settings)
 
