@@ -97,4 +97,4 @@ def test_a_failure_is_counted_and_named(tmp_path: Path, monkeypatch: pytest.Monk
     found = run("old", "tests", ["-c", os.devnull, f"--rootdir={ROOT}", str(file)])
     assert found["code"] == 1
     assert found["counts"] == {"passed": 1, "failed": 1}
-    assert found["failed"] == [f"{os.path.relpath(file, ROOT)}::test_two"]
+    assert [name.split("::")[-1] for name in found["failed"]] == ["test_two"]

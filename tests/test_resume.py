@@ -170,7 +170,8 @@ def test_evaluate_resumes_by_the_same_command(
     with monkeypatch.context() as patch:
         patch.setattr(i2b_lpo.evaluate, "roll_out", interrupted)  # all is decoded
         assert cli.main([*command, "--resume"]) == 0
-    assert sorted(p.name for p in output.iterdir()) == ["evaluation.json", "traces.jsonl"]
+    written = sorted(p.name for p in output.iterdir())
+    assert written == ["evaluation.json", "run.toml", "traces.jsonl"]
     capsys.readouterr()
     assert cli.main([*command, "--resume"]) == 2
     assert "holds no evaluation to go on with; leave out --resume" in capsys.readouterr().err
