@@ -258,7 +258,7 @@ traces = scored(traces)
 
 # %% tags=["expected"]
 view = ib_scatter(traces, kinds=[KINDS] * 30)
-view.figure.update_layout(height=390)
+view.figure.update_layout(height=370)
 view
 
 # %% [markdown]
@@ -275,7 +275,7 @@ ranks = {
 view = ib_ranking(ranks, KINDS)
 view.figure.update_layout(
     title_text="The order that each gives to the four kinds of trace",
-    height=390,
+    height=350,
 )
 view
 
