@@ -193,4 +193,6 @@ def _rounded(value: Any) -> Any:
         return round(value, 4)
     if isinstance(value, list | tuple):
         return type(value)(map(_rounded, value))
+    if isinstance(value, Mapping):
+        return {name: _rounded(part) for name, part in value.items()}
     return value
