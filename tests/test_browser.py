@@ -422,5 +422,5 @@ def test_heads_in_notebook_04(browser: Any, lab: str) -> None:
 def test_training_in_notebook_07(browser: Any, lab: str) -> None:
     notebook = Notebook(browser, lab, "07", "TrainingDashboard")
     notebook.changes(lambda: notebook.press("Start"))
-    notebook.panel.get_by_text("Stopped after 4 of 40 steps, saved").wait_for()
+    notebook.panel.get_by_text("Stopped after 2 of 40 steps, saved").wait_for()
     notebook.end()
