@@ -81,7 +81,7 @@ def _parser() -> _Parser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    tour = command("tour", "train the bundled policy and write a page of what happened (6 min)")
+    tour = command("tour", "train the bundled policy and write a page of what happened (4 min)")
     train = command("train", "train a policy by GRPO or the whole of I²B-LPO")
     latents = command("train-latents", "train the latents of a policy (6 min for a bundled one)")
     evaluate = command("evaluate", "measure a policy on a task")

@@ -8,7 +8,8 @@ another; without names all run that this processor can. What each printed lies i
 artifacts/portable/, and a finished machine is not run again while no tracked file has changed.
 Test files that compare nothing that torch computes are left out.
 
-On 2 cores of an AMD EPYC all machines take about MINUTES minutes.
+On 2 cores of an AMD EPYC one machine takes about 20 minutes, twice that with two threads; all have
+not been timed in one run.
 """
 
 from __future__ import annotations
