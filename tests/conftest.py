@@ -70,6 +70,23 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "policy"
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a policy and its latents."""
+    import torch
+    from tiny import tiny_policy
+
+    from i2b_lpo.policy import save_policy
+    from i2b_lpo.steering import new_steering, save_steering
+
+    folder = tmp_path_factory.mktemp("home")
+    policy = tiny_policy(max_position_embeddings=512)
+    save_policy(policy, folder / "policy")
+    torch.manual_seed(0)
+    save_steering(new_steering(policy, d_z=4), folder / "latents")
+    return folder
+
+
 @pytest.fixture
 def foreign(saved: Path) -> Path:
     """The same as another program would have written it: without sums."""

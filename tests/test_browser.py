@@ -348,6 +348,17 @@ def busy(processes: int) -> Iterator[None]:
             other.wait()
 
 
+def click_a_head(notebook: Notebook) -> None:
+    """A click on the head explorer's grid shows that head."""
+
+    def detail() -> str:
+        return str(notebook.panel.locator(".js-plotly-plot .gtitle").nth(1).text_content())
+
+    cell = ".i2b-live .heatmaplayer image >> nth=0"
+    notebook.changes(lambda: notebook.point(cell, 0.875, 0.875), detail)
+    assert "Layer 3, head 3" in detail()
+
+
 def test_a_figure_whose_javascript_is_late_is_a_still_picture_until_then(
     browser: Any, lab: str
 ) -> None:
@@ -358,13 +369,7 @@ def test_a_figure_whose_javascript_is_late_is_a_still_picture_until_then(
     notebook.panel.screenshot(path=PICTURES / "late-still.png")
     notebook.page.evaluate("release()")
     notebook.all_drawn(notebook.css)
-
-    def detail() -> str:
-        return str(notebook.panel.locator(".js-plotly-plot .gtitle").nth(1).text_content())
-
-    cell = ".i2b-live .heatmaplayer image >> nth=0"
-    notebook.changes(lambda: notebook.point(cell, 0.875, 0.875), detail)
-    assert "Layer 3, head 3" in detail()
+    click_a_head(notebook)
     notebook.end()
 
 
@@ -405,13 +410,7 @@ def test_heads_in_notebook_04(browser: Any, lab: str) -> None:
     notebook.changes(lambda: notebook.slide("s, tokens since", "ArrowRight"))
     notebook.idle()
     notebook.all_drawn(notebook.css)
-
-    def detail() -> str:
-        return str(notebook.panel.locator(".js-plotly-plot .gtitle").nth(1).text_content())
-
-    cell = ".i2b-live .heatmaplayer image >> nth=0"
-    notebook.changes(lambda: notebook.point(cell, 0.875, 0.875), detail)
-    assert "Layer 3, head 3" in detail()
+    click_a_head(notebook)
     notebook.idle()
     notebook.css = ".i2b-GammaDesigner"
     notebook.changes(lambda: notebook.slide("γ_0", "ArrowLeft"))

@@ -39,27 +39,14 @@ from i2b_lpo.config import (
     TourConfig,
     preset,
 )
-from i2b_lpo.policy import save_policy
 from i2b_lpo.sections import flat
 from i2b_lpo.settings import compose, names, read_run, write_run
-from i2b_lpo.steering import new_steering, save_steering
 from i2b_lpo.tasks import BENCHMARKS
 from i2b_lpo.train import train
 
 Capture = pytest.CaptureFixture[str]
 PACKAGE = Path(i2b_lpo.__file__).parent
 HF = "hf_" + "a1B2" * 9
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a policy and its latents."""
-    folder = tmp_path_factory.mktemp("home")
-    policy = tiny_policy(max_position_embeddings=512)
-    save_policy(policy, folder / "policy")
-    torch.manual_seed(0)
-    save_steering(new_steering(policy, d_z=4), folder / "latents")
-    return folder
 
 
 # --- what a method owns ---------------------------------------------------------------------------

@@ -19,12 +19,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_policy
 
 from i2b_lpo.config import EvaluationConfig, IBConfig, RolloutConfig, RunConfig, TourConfig
-from i2b_lpo.policy import load_policy, save_policy
+from i2b_lpo.policy import load_policy
 from i2b_lpo.settings import read_run
-from i2b_lpo.steering import new_steering, save_steering
 from i2b_lpo.tasks import load_task
 from i2b_lpo.tour import FIRST_STEP, POLICIES, _forget, nearest_step, train_side_by_side
 from i2b_lpo.trace import read_traces
@@ -33,17 +31,6 @@ from i2b_lpo.update import Learner
 
 ENDLESS = 100_000  # steps
 PATIENCE = 240.0  # seconds, on a very busy machine
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a policy and its latents."""
-    folder = tmp_path_factory.mktemp("home")
-    policy = tiny_policy(max_position_embeddings=512)
-    save_policy(policy, folder / "policy")
-    torch.manual_seed(0)
-    save_steering(new_steering(policy, d_z=4), folder / "latents")
-    return folder
 
 
 def settings_of(home: Path, steps: int = 2) -> TourConfig:
