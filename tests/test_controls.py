@@ -45,8 +45,9 @@ def test_the_loud_control_is_as_long_as_z_and_the_quiet_one_is_not(policy: str) 
     assert length["standard_normal"] < 0.5 * length["prior"]
 
 
-def test_forks_at_equal_depth_are_as_deep_and_as_dear_as_entropy_forks() -> None:
-    whole = result("forks_tiny-grpo")["whole"]
+@pytest.mark.parametrize("policy", POLICIES)
+def test_forks_at_equal_depth_are_as_deep_and_as_dear_as_entropy_forks(policy: str) -> None:
+    whole = result(f"forks_{policy}")["whole"]
     entropy, dealt = whole["entropy forks"], whole["equal depth"]
     assert dealt["depth"] == pytest.approx(entropy["depth"], abs=0.02)
     assert dealt["tokens"] == pytest.approx(entropy["tokens"], rel=0.02)
