@@ -44,7 +44,7 @@ docs: env ## build the site of notebooks, exercises and guides in site/html/
 	@echo "Site: site/html/index.html"
 
 browser: env ## use the widgets in a real Chromium, on a slow page too
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -rs tests/test_browser.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -rs tests/widgets/test_browser.py
 
 portable: env ## run tests and notebooks as other processors would compute them (over an hour)
 	$(BIN)/python scripts/portable.py
@@ -52,8 +52,10 @@ portable: env ## run tests and notebooks as other processors would compute them 
 # Two test processes with one thread each suit a two-core machine, and one thread gives the same sums everywhere.
 test: export HF_HUB_OFFLINE := 1
 test: export OMP_NUM_THREADS := 1
-test: env ## run every check that CI runs: lint, types, tests, doctests, notebooks
+test: env ## run every check that CI runs: lint, floors, types, tests, doctests, notebooks
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n 2 --ignore=tests/test_notebooks.py --ignore=tests/test_browser.py
-	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --nbval tests/test_browser.py tests/test_notebooks.py $(wildcard notebooks/*.ipynb tutorials/solutions/*.ipynb)
+	$(BIN)/python -m pytest -q -n 2 --ignore=tests/test_notebooks.py --ignore=tests/widgets/test_browser.py
+	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --nbval tests/widgets/test_browser.py tests/test_notebooks.py $(wildcard notebooks/*.ipynb tutorials/solutions/*.ipynb)

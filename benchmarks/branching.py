@@ -21,14 +21,9 @@ import torch
 from _paired import Times, interleave, machine, report
 from transformers import GenerationConfig
 
-from i2b_lpo.branching import branch_out
-from i2b_lpo.cache import KeyValues
 from i2b_lpo.config import BranchConfig
-from i2b_lpo.decode import Sampling
-from i2b_lpo.padding import left_pad
-from i2b_lpo.policy import Policy, load_policy
-from i2b_lpo.rollout import sample
-from i2b_lpo.steering import Steering, new_steering
+from i2b_lpo.model import KeyValues, Policy, Sampling, Steering, left_pad, load_policy, new_steering
+from i2b_lpo.rollout import branch_out, sample
 from i2b_lpo.tasks import load_task
 from i2b_lpo.trace import Question, Trace
 

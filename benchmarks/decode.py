@@ -1,4 +1,4 @@
-"""Decoding speed: `i2b_lpo.decode.decode` against `model.generate`, same model and same prompts.
+"""Decoding speed: `i2b_lpo.model.decode` against `model.generate`, same model and same prompts.
 
 Both draw a fixed number of tokens (there is no end token) at temperature 1 from the whole
 vocabulary. Ours also returns each token's entropy and both log-probs; generate returns ids alone,
@@ -20,9 +20,7 @@ import torch
 from _paired import interleave, machine, report
 from transformers import GenerationConfig
 
-from i2b_lpo.decode import Sampling, decode
-from i2b_lpo.padding import left_pad
-from i2b_lpo.policy import Policy, load_policy
+from i2b_lpo.model import Policy, Sampling, decode, left_pad, load_policy
 from i2b_lpo.tasks import load_task
 
 RATIO = "seconds of generate (default, dynamic cache) / seconds of ours, medians, 64 prompts x 1"

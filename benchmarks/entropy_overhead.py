@@ -23,8 +23,8 @@ from _paired import REST, against, interleave, machine, report
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-import i2b_lpo.decode as loop
-from i2b_lpo.policy import Policy, load_policy
+import i2b_lpo.model.decoding as loop
+from i2b_lpo.model import Policy, load_policy
 from i2b_lpo.tasks import load_task
 
 REQUIRED = 1.05

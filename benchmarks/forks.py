@@ -37,13 +37,10 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from i2b_lpo.branching import branch_out, choose_forks, grow_trees
 from i2b_lpo.config import BranchConfig
-from i2b_lpo.decode import Sampling
-from i2b_lpo.metrics import bootstrap_interval
-from i2b_lpo.policy import Policy, load_policy
-from i2b_lpo.rollout import sample, verified
-from i2b_lpo.steering import Steering, load_steering
+from i2b_lpo.method import bootstrap_interval
+from i2b_lpo.model import Policy, Sampling, Steering, load_policy, load_steering
+from i2b_lpo.rollout import branch_out, choose_forks, grow_trees, sample, verified
 from i2b_lpo.tasks import Task, load_task
 from i2b_lpo.trace import Question, Trace
 

@@ -1,4 +1,4 @@
-"""One GRPO step: `i2b_lpo.train.train_step` against TRL's `GRPOTrainer`, in turn in one process.
+"""One GRPO step: `i2b_lpo.training.train_step` against TRL's `GRPOTrainer`, in turn in one process.
 
 Both take the same questions, samples a question, length limit, learning rate and reward function,
 draw at temperature 1 from the whole vocabulary, average the loss over tokens, have no KL term, and
@@ -40,10 +40,10 @@ from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
 
 from i2b_lpo import train
 from i2b_lpo.config import RunConfig, preset
-from i2b_lpo.policy import Policy, load_policy
+from i2b_lpo.model import Policy, load_policy
 from i2b_lpo.tasks import Task, load_task
 from i2b_lpo.trace import Trace
-from i2b_lpo.update import Learner, build_learner
+from i2b_lpo.training import Learner, build_learner
 from i2b_lpo.verify import verify_batch
 
 RATIO = "seconds of ours / seconds of TRL's step, medians, natural mode"

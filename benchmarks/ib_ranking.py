@@ -30,17 +30,10 @@ import torch
 from _paired import machine, report
 
 from i2b_lpo.config import IBConfig
-from i2b_lpo.decode import Sampling
-from i2b_lpo.example import teacher_force
-from i2b_lpo.filters import FILTERS, kept_share
-from i2b_lpo.ib import ESTIMATORS, Evidence
-from i2b_lpo.metrics import bootstrap_interval
-from i2b_lpo.policy import Policy, load_policy
-from i2b_lpo.rollout import roll_out
-from i2b_lpo.scoring import gather_evidence
-from i2b_lpo.tasks import load_task
-from i2b_lpo.tasks.failures import KINDS, build, failure_mode
-from i2b_lpo.tasks.shop import parse_problem
+from i2b_lpo.method import ESTIMATORS, FILTERS, Evidence, bootstrap_interval, kept_share
+from i2b_lpo.model import Policy, Sampling, load_policy
+from i2b_lpo.rollout import gather_evidence, roll_out, teacher_force
+from i2b_lpo.tasks import KINDS, build, failure_mode, load_task, parse_problem
 from i2b_lpo.trace import Question, Trace, is_correct
 
 RESULTS = Path(__file__).parent / "results"

@@ -24,12 +24,11 @@ from typing import Any
 import torch
 
 from i2b_lpo.config import RunConfig, preset
-from i2b_lpo.decode import Sampling
-from i2b_lpo.evaluate import evaluate
-from i2b_lpo.metrics import bootstrap_interval
-from i2b_lpo.policy import load_policy
+from i2b_lpo.evaluation import evaluate
+from i2b_lpo.method import bootstrap_interval
+from i2b_lpo.model import Sampling, load_policy
 from i2b_lpo.tasks import load_task
-from i2b_lpo.train import train
+from i2b_lpo.training import train
 
 QUESTIONS = 150
 RUNS, RESULTS = Path("runs/methods"), Path(__file__).parent / "results"

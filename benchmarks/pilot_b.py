@@ -22,13 +22,11 @@ from typing import Any
 
 import torch
 
-from i2b_lpo.config import preset
-from i2b_lpo.decode import Sampling
-from i2b_lpo.evaluate import evaluate
-from i2b_lpo.policy import load_policy
-from i2b_lpo.settings import read_run
+from i2b_lpo.config import preset, read_run
+from i2b_lpo.evaluation import evaluate
+from i2b_lpo.model import Sampling, load_policy
 from i2b_lpo.tasks import load_task
-from i2b_lpo.train import Learner, StepRecord, train
+from i2b_lpo.training import Learner, StepRecord, train
 from i2b_lpo.views import training_curves
 
 STEPS, EVERY, QUESTIONS = 250, 25, 150

@@ -18,13 +18,19 @@ from typing import Any
 import torch
 from _paired import REST, against, interleave, machine, report
 
-from i2b_lpo.branching import choose_forks
 from i2b_lpo.config import BranchConfig
-from i2b_lpo.decode import Decoded, Prefix, Sampling, decode_branches
-from i2b_lpo.policy import Policy, load_policy
-from i2b_lpo.psa import FUSIONS, Injection, Strength
-from i2b_lpo.rollout import sample
-from i2b_lpo.steering import Steering, new_steering
+from i2b_lpo.method import FUSIONS, Injection, Strength
+from i2b_lpo.model import (
+    Decoded,
+    Policy,
+    Prefix,
+    Sampling,
+    Steering,
+    decode_branches,
+    load_policy,
+    new_steering,
+)
+from i2b_lpo.rollout import choose_forks, sample
 from i2b_lpo.tasks import load_task
 
 REQUIRED = 1.10

@@ -29,9 +29,8 @@ import torch
 from _paired import machine, report
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from i2b_lpo.decode import Sampling
-from i2b_lpo.evaluate import evaluate
-from i2b_lpo.policy import Policy, load_policy
+from i2b_lpo.evaluation import evaluate
+from i2b_lpo.model import Policy, Sampling, load_policy
 from i2b_lpo.rollout import roll_out
 from i2b_lpo.tasks import load_task
 from i2b_lpo.trace import Question, Trace

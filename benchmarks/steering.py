@@ -30,14 +30,18 @@ import torch
 from tqdm.auto import tqdm
 
 from i2b_lpo.config import LatentConfig
-from i2b_lpo.decode import Prefix, Sampling, decode, decode_branches
-from i2b_lpo.latent import SAMPLERS
-from i2b_lpo.metrics import bootstrap_interval
-from i2b_lpo.policy import Policy, load_policy
-from i2b_lpo.steering import load_steering
-from i2b_lpo.tasks import load_task
-from i2b_lpo.tasks.shop import STRATEGIES
-from i2b_lpo.train_latents import Example, collect, next_strategy, steering_report
+from i2b_lpo.method import SAMPLERS, bootstrap_interval
+from i2b_lpo.model import (
+    Policy,
+    Prefix,
+    Sampling,
+    decode,
+    decode_branches,
+    load_policy,
+    load_steering,
+)
+from i2b_lpo.tasks import STRATEGIES, load_task
+from i2b_lpo.training import Example, collect, next_strategy, steering_report
 from i2b_lpo.verify import verify_batch
 
 RESULTS = Path(__file__).parent / "results"

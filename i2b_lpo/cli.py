@@ -19,8 +19,7 @@ from typing import Any, NoReturn
 import i2b_lpo
 from i2b_lpo.commands import BASES
 from i2b_lpo.commands import COMMANDS as _COMMANDS
-from i2b_lpo.config import METHODS
-from i2b_lpo.sections import flat
+from i2b_lpo.config import METHODS, flat
 
 __all__ = ["main"]
 

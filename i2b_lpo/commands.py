@@ -22,9 +22,12 @@ from i2b_lpo.config import (
     PretrainConfig,
     SampleConfig,
     TourConfig,
+    compose,
+    names,
     preset,
+    to_toml,
+    write_run,
 )
-from i2b_lpo.settings import compose, names, to_toml, write_run
 
 __all__ = ["BASES", "COMMANDS"]
 
@@ -67,14 +70,14 @@ def _new_folder(folder: Path) -> Path:
 
 
 def _task(settings: Any) -> Any:
-    from i2b_lpo.tasks import load_task
+    from i2b_lpo.tasks.loading import load_task
 
     return load_task(settings.task, path=settings.data or None)
 
 
 def _tour(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments, BASES["tour"])
-    from i2b_lpo.names import check_names
+    from i2b_lpo.method.names import check_names
     from i2b_lpo.tour import tour
 
     check_names(settings)
@@ -89,10 +92,10 @@ def _train(arguments: argparse.Namespace) -> None:
     import torch
     from accelerate import PartialState
 
-    from i2b_lpo.names import check_names
-    from i2b_lpo.policy import load_policy
-    from i2b_lpo.sharding import own_device
-    from i2b_lpo.train import train
+    from i2b_lpo.method.names import check_names
+    from i2b_lpo.model.policy import load_policy
+    from i2b_lpo.training.loop import train
+    from i2b_lpo.training.processes import own_device
 
     check_names(config)
     task = _task(config)
@@ -107,10 +110,10 @@ def _train(arguments: argparse.Namespace) -> None:
 def _train_latents(arguments: argparse.Namespace) -> None:
     config = _settings(arguments, BASES["train-latents"])
     _need_new(arguments.output)
-    from i2b_lpo.names import check_names
-    from i2b_lpo.policy import load_policy
-    from i2b_lpo.steering import latest_version, new_steering, save_steering
-    from i2b_lpo.train_latents import collect, steering_report, train_latents
+    from i2b_lpo.method.names import check_names
+    from i2b_lpo.model.policy import load_policy
+    from i2b_lpo.model.steering import latest_version, new_steering, save_steering
+    from i2b_lpo.training.latents import collect, steering_report, train_latents
 
     check_names(config)
     task = _task(config)
@@ -137,11 +140,11 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         named = {"shop_share": PretrainConfig.shop_share if arguments.task == "shop" else 0.0}
     config = _settings(arguments, BASES["pretrain"], **named)
     _need_new(arguments.output)
-    from i2b_lpo.decode import Sampling
-    from i2b_lpo.evaluate import evaluate
-    from i2b_lpo.policy import make_policy, save_policy
-    from i2b_lpo.pretrain import build_model, build_tokenizer, pretrain
-    from i2b_lpo.tasks import load_task
+    from i2b_lpo.evaluation.measuring import evaluate
+    from i2b_lpo.model.decoding import Sampling
+    from i2b_lpo.model.policy import make_policy, save_policy
+    from i2b_lpo.tasks.loading import load_task
+    from i2b_lpo.training.pretraining import build_model, build_tokenizer, pretrain
 
     output = _new_folder(arguments.output)
     # The tokenizer knows the words of both tasks, so that the policy can go on with the other.
@@ -168,9 +171,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{output} holds no evaluation to go on with; leave out --resume.")
     elif arguments.resume:
         raise ValueError("--resume goes on with what is in --output; name its folder.")
-    from i2b_lpo.decode import Sampling
-    from i2b_lpo.evaluate import evaluate
-    from i2b_lpo.storage import write_text
+    from i2b_lpo.evaluation.measuring import evaluate
+    from i2b_lpo.infra.files import write_text
+    from i2b_lpo.model.decoding import Sampling
     from i2b_lpo.trace import write_traces
 
     drawn = settings.rollout
@@ -196,8 +199,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _policy_and_task(settings: EvaluateConfig | SampleConfig) -> tuple[Any, Any]:
     """Both loaded; the task without questions too long to be asked."""
-    from i2b_lpo.policy import load_policy
-    from i2b_lpo.tasks import without_long_prompts
+    from i2b_lpo.model.policy import load_policy
+    from i2b_lpo.tasks.loading import without_long_prompts
 
     task = _task(settings)
     policy = load_policy(settings.policy, device=settings.device)
@@ -214,11 +217,11 @@ def _rollout(arguments: argparse.Namespace) -> None:
     _need_new(output)
     import torch
 
-    from i2b_lpo.branching import grow_trees
-    from i2b_lpo.decode import Sampling
-    from i2b_lpo.names import check_names
-    from i2b_lpo.steering import load_steering
-    from i2b_lpo.tasks import own_question
+    from i2b_lpo.method.names import check_names
+    from i2b_lpo.model.decoding import Sampling
+    from i2b_lpo.model.steering import load_steering
+    from i2b_lpo.rollout.branching import grow_trees
+    from i2b_lpo.tasks.loading import own_question
     from i2b_lpo.trace import write_traces
 
     check_names(settings)
@@ -252,8 +255,8 @@ def _info(arguments: argparse.Namespace) -> None:
     import torch
     import transformers
 
-    from i2b_lpo.policy import BUNDLED, asset_path
-    from i2b_lpo.tasks import BENCHMARKS
+    from i2b_lpo.model.policy import BUNDLED, asset_path
+    from i2b_lpo.tasks.loading import BENCHMARKS
 
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     print(
@@ -300,7 +303,7 @@ def _tutorials(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from i2b_lpo.export import export
+    from i2b_lpo.model.exporting import export
 
     _need_new(arguments.folder)
     source = Path(arguments.source)

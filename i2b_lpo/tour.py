@@ -35,17 +35,16 @@ from tqdm.auto import tqdm as progress_bar
 from transformers.utils import logging
 
 import i2b_lpo
-from i2b_lpo.config import RunConfig, TourConfig
-from i2b_lpo.decode import Sampling
-from i2b_lpo.evaluate import Evaluation, evaluate
-from i2b_lpo.policy import Policy, load_policy, save_policy
-from i2b_lpo.report import NAMES, Run, summary, tour_page
-from i2b_lpo.settings import options, refuse_old, write_run
-from i2b_lpo.steering import load_steering
-from i2b_lpo.tasks import load_task
+from i2b_lpo.config import RunConfig, TourConfig, options, refuse_old, write_run
+from i2b_lpo.evaluation.measuring import Evaluation, evaluate
+from i2b_lpo.model.decoding import Sampling
+from i2b_lpo.model.policy import Policy, load_policy, save_policy
+from i2b_lpo.model.steering import load_steering
+from i2b_lpo.report.page import NAMES, Run, summary, tour_page
+from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.trace import Trace, read_traces, write_traces
-from i2b_lpo.train import StepRecord, train
-from i2b_lpo.update import Learner
+from i2b_lpo.training.loop import StepRecord, train
+from i2b_lpo.training.updating import Learner
 
 __all__ = ["tour"]
 
@@ -159,7 +158,7 @@ def train_side_by_side(configs: Mapping[str, RunConfig], output: Path) -> dict[s
 
     Args:
         configs: name of each run → its settings.
-        output: each run writes into its folder there, see `i2b_lpo.train.train`.
+        output: each run writes into its folder there, see `i2b_lpo.training.train`.
 
     Raises:
         ChildProcessError: a training failed; names it and says why. The others were ended.

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from i2b_lpo.plain import visible
-from i2b_lpo.storage import write_text
+from i2b_lpo.infra.files import write_text
+from i2b_lpo.infra.text import visible
 
 __all__ = [
     "Branch",
@@ -59,7 +59,7 @@ class Branch:
     Attributes:
         parent: index of the trajectory it was branched off, in `Trace.rollouts`.
         p: number of tokens before the fork, prompt included: the prefix c.
-        fusion: how z entered, a name of `i2b_lpo.psa.FUSIONS`, or "none" for plain re-sampling.
+        fusion: how z entered, a name of `i2b_lpo.method.FUSIONS`, or "none" for plain re-sampling.
         z: the latent, d_z numbers; empty for "none".
         gamma: γ_0, strength of the injection at the fork.
         decay: s_0 in tokens of γ(s) = γ_0 exp(−s/s_0); None if γ is constant.

@@ -19,11 +19,11 @@ from datetime import date
 import torch
 
 from i2b_lpo.config import LatentConfig
-from i2b_lpo.policy import BUNDLED, asset_path, load_policy
-from i2b_lpo.safety import write_sums
-from i2b_lpo.steering import SETTINGS, WEIGHTS, latest_version, save_steering
+from i2b_lpo.infra import write_sums
+from i2b_lpo.model import BUNDLED, asset_path, load_policy
+from i2b_lpo.model.steering import SETTINGS, WEIGHTS, latest_version, save_steering
 from i2b_lpo.tasks import load_task
-from i2b_lpo.train_latents import collect, steering_report, train_latents
+from i2b_lpo.training import collect, steering_report, train_latents
 
 CARD = """# Latents of {policy}
 

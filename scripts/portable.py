@@ -62,7 +62,7 @@ def runs_here(machine: str) -> bool:
 
 def parts(machine: str, only: str | None, processes: int) -> dict[str, list[str]]:
     """pytest's arguments for the tests and for the pages."""
-    left_out = [f"--ignore=tests/test_{name}.py" for name in SAME_EVERYWHERE]
+    left_out = [f"--ignore-glob=*/test_{name}.py" for name in SAME_EVERYWHERE]
     pages = [str(path) for folder in PAGES for path in ROOT.glob(f"{folder}/*.ipynb")]
     made = {
         "tests": left_out,

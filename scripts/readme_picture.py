@@ -1,6 +1,6 @@
 """Draw the README's picture: the tree of one validation question. Needs Chromium.
 
-    python scripts/readme_picture.py
+python scripts/readme_picture.py
 """
 
 from __future__ import annotations
@@ -9,12 +9,9 @@ from pathlib import Path
 
 import torch
 
-from i2b_lpo.branching import grow_trees
 from i2b_lpo.config import BranchConfig, IBConfig
-from i2b_lpo.decode import Sampling
-from i2b_lpo.policy import load_policy
-from i2b_lpo.scoring import filter_traces, score_traces
-from i2b_lpo.steering import load_steering
+from i2b_lpo.model import Sampling, load_policy, load_steering
+from i2b_lpo.rollout import filter_traces, grow_trees, score_traces
 from i2b_lpo.tasks import load_task
 from i2b_lpo.views import branch_tree
 

@@ -36,25 +36,25 @@ import transformers
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-import i2b_lpo.branching
-import i2b_lpo.train
+import i2b_lpo.rollout.branching
+import i2b_lpo.training.loop
 from i2b_lpo.config import CheckpointConfig, RolloutConfig, RunConfig, preset
-from i2b_lpo.policy import load_policy
-from i2b_lpo.tasks import load_task
-from i2b_lpo.train import StepRecord, train
-from i2b_lpo.update import Learner
+from i2b_lpo.model.policy import load_policy
+from i2b_lpo.tasks.loading import load_task
+from i2b_lpo.training.loop import StepRecord, train
+from i2b_lpo.training.updating import Learner
 
 REPORT = Path(__file__).parent.parent / "benchmarks" / "results" / "soak.json"
 STAGES: dict[str, tuple[Any, str] | None] = {
     # stage → the function whose call it is
     "start": None,  # loading, restoring
-    "rollout": (i2b_lpo.branching, "sample"),
-    "branching": (i2b_lpo.branching, "branch_out"),
-    "verification": (i2b_lpo.branching, "verified"),
-    "scoring": (i2b_lpo.train, "score_traces"),
-    "update": (i2b_lpo.train, "update"),
-    "save": (i2b_lpo.train, "save_checkpoint"),
-    "end": (i2b_lpo.train, "save_policy"),
+    "rollout": (i2b_lpo.rollout.branching, "sample"),
+    "branching": (i2b_lpo.rollout.branching, "branch_out"),
+    "verification": (i2b_lpo.rollout.branching, "verified"),
+    "scoring": (i2b_lpo.training.loop, "score_traces"),
+    "update": (i2b_lpo.training.loop, "update"),
+    "save": (i2b_lpo.training.loop, "save_checkpoint"),
+    "end": (i2b_lpo.training.loop, "save_policy"),
 }
 NAMES = list(STAGES)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from nbval.plugin import IPyNbCell
 
-from i2b_lpo._verify_pool import WorkerPool
+from i2b_lpo.verify.pool import WorkerPool
 
 OFFLINE = Path(__file__).parent / "offline"
 collect_ignore = ["offline"]
@@ -64,7 +64,7 @@ def saved(tmp_path: Path) -> Path:
     """A folder of a tiny policy, as `save_policy` writes it."""
     from tiny import tiny_policy
 
-    from i2b_lpo.policy import save_policy
+    from i2b_lpo.model.policy import save_policy
 
     save_policy(tiny_policy(), tmp_path / "policy")
     return tmp_path / "policy"
@@ -76,8 +76,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from tiny import tiny_policy
 
-    from i2b_lpo.policy import save_policy
-    from i2b_lpo.steering import new_steering, save_steering
+    from i2b_lpo.model.policy import save_policy
+    from i2b_lpo.model.steering import new_steering, save_steering
 
     folder = tmp_path_factory.mktemp("home")
     policy = tiny_policy(max_position_embeddings=512)

@@ -19,15 +19,22 @@ from transformers import AutoModelForCausalLM
 
 import i2b_lpo
 import i2b_lpo.config
-import i2b_lpo.evaluate
-import i2b_lpo.export
-import i2b_lpo.policy
+import i2b_lpo.evaluation.measuring
+import i2b_lpo.model.exporting
+import i2b_lpo.model.policy
 from i2b_lpo import cli
 from i2b_lpo.cli import main
-from i2b_lpo.config import PRESETS, EvaluationConfig, RolloutConfig, RunConfig, TourConfig
-from i2b_lpo.policy import BUNDLED, Policy, load_policy, save_policy
-from i2b_lpo.settings import read_run, to_toml
-from i2b_lpo.steering import new_steering, save_steering
+from i2b_lpo.config import (
+    PRESETS,
+    EvaluationConfig,
+    RolloutConfig,
+    RunConfig,
+    TourConfig,
+    read_run,
+    to_toml,
+)
+from i2b_lpo.model.policy import BUNDLED, Policy, load_policy, save_policy
+from i2b_lpo.model.steering import new_steering, save_steering
 from i2b_lpo.trace import read_traces
 
 COMMANDS = (
@@ -208,7 +215,7 @@ def test_pretrain_writes_a_policy_of_the_bundled_task(
         assert {q.task for q in questions} == {task.name} == {"product"}
         return f"measured {policy.name}", []
 
-    monkeypatch.setattr(i2b_lpo.evaluate, "evaluate", stub)
+    monkeypatch.setattr(i2b_lpo.evaluation.measuring, "evaluate", stub)
     assert run("pretrain", "--steps", 1, "--output", tmp_path / "p") == 0
     shown = capsys.readouterr().out
     assert f"measured {tmp_path / 'p'}" in shown
@@ -409,7 +416,7 @@ def test_nothing_is_written_over(
     def refuse(*_arguments: Any, **_settings: Any) -> None:
         raise AssertionError("loaded before the folder was looked at")
 
-    for module in (i2b_lpo.policy, i2b_lpo.export):
+    for module in (i2b_lpo.model.policy, i2b_lpo.model.exporting):
         monkeypatch.setattr(module, "load_policy", refuse)
     place = tmp_path / "there"
     kept = place

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from i2b_lpo.cli import main
-from i2b_lpo.settings import read_run
+from i2b_lpo.config import read_run
 from i2b_lpo.trace import read_traces
 
 QUESTION = "Mia buys 23 pens at $14 and 37 cups at $6. What is the cost?"

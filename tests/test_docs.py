@@ -149,7 +149,7 @@ def modules() -> list[str]:
 
 
 def missing_files(text: str) -> list[str]:
-    """Names like psa.py or tests/test_psa.py that no file of the repository has."""
+    """Names like psa.py or tests/method/test_psa.py that no file of the repository has."""
     names = re.findall(r"(?<![\w./*])[a-z0-9_/]+\.py\b", text)
     return [name for name in names if not any(m.endswith(f"/{name}") for m in modules())]
 

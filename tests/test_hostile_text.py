@@ -27,7 +27,7 @@ from test_report import make_config, make_tree
 from test_views import make_evaluation, make_records
 
 from i2b_lpo import cli, views
-from i2b_lpo.report import Run, tour_page
+from i2b_lpo.report.page import Run, tour_page
 from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace, read_traces, write_traces
 from i2b_lpo.views import View
 
@@ -419,9 +419,9 @@ def test_the_terminal_obeys_no_rollout(
 ) -> None:
     text = "".join(HOSTILE.values())
     named = SimpleNamespace(pad_id=0)
-    monkeypatch.setattr("i2b_lpo.policy.load_policy", lambda *_, **__: named)
-    monkeypatch.setattr("i2b_lpo.branching.grow_trees", lambda *_, **__: [tree(text)])
-    monkeypatch.setattr("i2b_lpo.steering.load_steering", lambda *_, **__: None)
+    monkeypatch.setattr("i2b_lpo.model.policy.load_policy", lambda *_, **__: named)
+    monkeypatch.setattr("i2b_lpo.rollout.branching.grow_trees", lambda *_, **__: [tree(text)])
+    monkeypatch.setattr("i2b_lpo.model.steering.load_steering", lambda *_, **__: None)
     assert cli.main(["rollout", "--question", "What is 2*7?"]) == 0
     said = capsys.readouterr().out
     assert not any(HIDDEN.search(line) for line in said.split("\n"))
@@ -532,7 +532,7 @@ try:
     import torch
 except ModuleNotFoundError:
     pass
-from i2b_lpo import report
+from i2b_lpo.report import page as report
 from i2b_lpo.trace import read_traces
 from i2b_lpo import views as v
 (trace,) = read_traces(sys.argv[1])

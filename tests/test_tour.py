@@ -20,14 +20,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from i2b_lpo.config import EvaluationConfig, IBConfig, RolloutConfig, RunConfig, TourConfig
-from i2b_lpo.policy import load_policy
-from i2b_lpo.settings import read_run
-from i2b_lpo.tasks import load_task
+from i2b_lpo.config import (
+    EvaluationConfig,
+    IBConfig,
+    RolloutConfig,
+    RunConfig,
+    TourConfig,
+    read_run,
+)
+from i2b_lpo.model.policy import load_policy
+from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.tour import FIRST_STEP, POLICIES, _forget, nearest_step, train_side_by_side
 from i2b_lpo.trace import read_traces
-from i2b_lpo.train import StepRecord, train
-from i2b_lpo.update import Learner
+from i2b_lpo.training.loop import StepRecord, train
+from i2b_lpo.training.updating import Learner
 
 ENDLESS = 100_000  # steps
 PATIENCE = 240.0  # seconds, on a very busy machine
@@ -170,7 +176,7 @@ import signal, sys
 from pathlib import Path
 from test_tour import ENDLESS, settings_of
 from i2b_lpo import cli
-from i2b_lpo.settings import write_run
+from i2b_lpo.config import write_run
 write_run(settings_of(Path("."), ENDLESS), Path("."), "tour")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 sys.exit(cli.main(["tour", "--config", "run.toml", "--output", sys.argv[1]]))

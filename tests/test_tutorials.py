@@ -26,9 +26,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from torch.distributions import Categorical, Normal, kl_divergence
 
 from i2b_lpo.config import IBConfig
-from i2b_lpo.entropy import token_entropy, top_fraction
-from i2b_lpo.ib import ESTIMATORS, Evidence
-from i2b_lpo.latent import masked_mean
+from i2b_lpo.method.entropy import token_entropy, top_fraction
+from i2b_lpo.method.ib import ESTIMATORS, Evidence
+from i2b_lpo.method.latent import masked_mean
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "tutorials"
@@ -483,7 +483,7 @@ def test_a_tensor_for_a_list_is_told() -> None:
         ({"a": [0.5, 2.00001]}, {"a": [0.5, 2.00003]}, "at ['a'][1] expected 2.00001, got 2.00003"),
         ([(1.0, 0.123456)], [(1.0, 0.123458)], "at [0][1] expected 0.123456, got 0.123458"),
         (torch.tensor([1.0, 0.5]), torch.tensor([1.00003, 0.5]), "at [0] expected 1.0, got 1.0000"),
-        ("a" * 150 + "b", "a" * 150 + "c", "expected …\"b'\", got …\"c'\""),
+        ("a" * 150 + "b", "a" * 150 + "c", 'expected …"b\'", got …"c\'"'),
         (["a" * 150, 1], ["a" * 150, 2], "at [1] expected 1, got 2"),
     ],
 )
@@ -734,8 +734,8 @@ def test_the_glossary_gives_the_score_the_unit_that_its_estimators_have() -> Non
     "name",
     [
         "i2b_lpo.trace.Rollout.entropy",
-        "i2b_lpo.psa.PSA.U_q",
-        "i2b_lpo.grpo.policy_loss(masks)",
+        "i2b_lpo.method.psa.PSA.U_q",
+        "i2b_lpo.method.grpo.policy_loss(masks)",
         "i2b_lpo.trace.Branches.p",
     ],
 )

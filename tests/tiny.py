@@ -15,8 +15,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from i2b_lpo.policy import Policy, make_policy
-from i2b_lpo.pretrain import PretrainConfig, build_tokenizer
+from i2b_lpo.model.policy import Policy, make_policy
+from i2b_lpo.training.pretraining import PretrainConfig, build_tokenizer
 
 __all__ = ["PADDING", "tiny_policy", "tiny_tokenizer"]
 

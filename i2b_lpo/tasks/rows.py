@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from i2b_lpo.safety import redact
+from i2b_lpo.infra.secrets import redact
 from i2b_lpo.trace import Question
-from i2b_lpo.verify import check_gold
+from i2b_lpo.verify.verdict import check_gold
 
 __all__ = ["LeftOut", "Source", "answer_in", "listing", "questions_of", "read_rows", "text_in"]
 

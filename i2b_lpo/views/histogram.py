@@ -9,7 +9,7 @@ from statistics import fmean
 
 import plotly.graph_objects as go
 
-from i2b_lpo.metrics import FORK, SURE
+from i2b_lpo.method.metrics import FORK, SURE
 from i2b_lpo.trace import Trace
 from i2b_lpo.views.base import INK, MUTED, STYLES, Style, View, hatched, styled, styles
 from i2b_lpo.views.text import escape, number, percent

@@ -11,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from i2b_lpo.metrics import Interval, bootstrap_interval
+from i2b_lpo.method.metrics import Interval, bootstrap_interval
 from i2b_lpo.trace import Rollout, Score, Trace
 from i2b_lpo.views.base import INK, MUTED, STYLES, Style, View, hatched, heading, styled
 from i2b_lpo.views.categories import PALETTE, category_styles

@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.colors import get_colorscale
 
-from i2b_lpo.metrics import FORK
+from i2b_lpo.method.metrics import FORK
 from i2b_lpo.trace import Rollout, Trace
 from i2b_lpo.views.base import INK, MONO, MUTED, SEQUENTIAL, View, ink, shade, styled
 from i2b_lpo.views.text import escape, number, visible

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from i2b_lpo.plain import visible
+from i2b_lpo.infra.text import visible
 
 __all__ = [
     "escape",

@@ -19,8 +19,8 @@ from i2b_lpo.views.tree import branch_tree
 from i2b_lpo.widgets.base import Clickable, Shown, Widget, control, row
 
 if TYPE_CHECKING:
-    from i2b_lpo.policy import Policy
-    from i2b_lpo.steering import Steering
+    from i2b_lpo.model.policy import Policy
+    from i2b_lpo.model.steering import Steering
 
 __all__ = ["BranchExplorer", "explore"]
 
@@ -111,9 +111,9 @@ class BranchExplorer(Widget):
             self._show(trace)
 
     def _controls(self, policy: Policy, questions: Sequence[Question], seed: int) -> list[Any]:
-        from i2b_lpo.entropy import FORK_RULES
-        from i2b_lpo.example import QUESTION
-        from i2b_lpo.tasks import load_task
+        from i2b_lpo.method.entropy import FORK_RULES
+        from i2b_lpo.rollout.example import QUESTION
+        from i2b_lpo.tasks.loading import load_task
 
         asked = questions or [QUESTION, *load_task("shop").questions("validation", 8, seed=0)]
         self._known = {question.text: question for question in asked}
@@ -181,12 +181,12 @@ class BranchExplorer(Widget):
     def _grow(self, policy: Policy) -> None:
         import torch
 
-        from i2b_lpo.branching import grow_trees
         from i2b_lpo.config import BranchConfig, IBConfig
-        from i2b_lpo.decode import Sampling
-        from i2b_lpo.psa import Strength
-        from i2b_lpo.scoring import filter_traces, score_traces
-        from i2b_lpo.tasks import own_question
+        from i2b_lpo.method.psa import Strength
+        from i2b_lpo.model.decoding import Sampling
+        from i2b_lpo.rollout.branching import grow_trees
+        from i2b_lpo.rollout.scoring import filter_traces, score_traces
+        from i2b_lpo.tasks.loading import own_question
 
         with self.working(self.grow, "Growing the tree …"):
             text = self.question.value.strip()

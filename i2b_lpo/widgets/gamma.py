@@ -60,7 +60,7 @@ class GammaDesigner(Widget):
     def _draw(self, change: Any = None) -> None:
         import torch
 
-        from i2b_lpo.psa import Strength
+        from i2b_lpo.method.psa import Strength
 
         self.decay.disabled = self.constant.value
         strength = Strength(self.gamma.value, None if self.constant.value else self.decay.value)

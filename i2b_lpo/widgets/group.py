@@ -44,7 +44,7 @@ class GroupDesigner(Widget):
     """
 
     def __init__(self, trace: Trace, *, max_new_tokens: int = 160) -> None:
-        from i2b_lpo.grpo import VARIANTS
+        from i2b_lpo.method.grpo import VARIANTS
 
         super().__init__()
         self.trace, self._limit = trace, max_new_tokens
@@ -68,8 +68,8 @@ class GroupDesigner(Widget):
     def _draw(self, change: Any = None) -> None:
         import torch
 
-        from i2b_lpo.grpo import VARIANTS, informative_groups
-        from i2b_lpo.train import reward_table, score
+        from i2b_lpo.method.grpo import VARIANTS, informative_groups
+        from i2b_lpo.training.loop import reward_table, score
 
         pairs = zip(self.trace.rollouts, self.rewards, strict=True)
         rollouts = tuple(replace(rollout, reward=float(box.value)) for rollout, box in pairs)
@@ -94,8 +94,8 @@ class GroupDesigner(Widget):
         """The loss at ρ = 1, and the push on each token of a rollout."""
         import torch
 
-        from i2b_lpo.grpo import VARIANTS, loss_normaliser, policy_loss
-        from i2b_lpo.padding import mark
+        from i2b_lpo.method.grpo import VARIANTS, loss_normaliser, policy_loss
+        from i2b_lpo.model.padding import mark
 
         if self._dropped:
             return 0.0, [0.0] * len(advantages)

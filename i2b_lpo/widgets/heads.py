@@ -18,9 +18,9 @@ from i2b_lpo.widgets.base import Clickable, Shown, Widget, control, row
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from i2b_lpo.policy import Policy
-    from i2b_lpo.psa import Injection
-    from i2b_lpo.steering import Steering
+    from i2b_lpo.method.psa import Injection
+    from i2b_lpo.model.policy import Policy
+    from i2b_lpo.model.steering import Steering
 
 __all__ = ["HeadExplorer"]
 
@@ -57,7 +57,7 @@ class HeadExplorer(Widget):
     ) -> None:
         import torch
 
-        from i2b_lpo import example
+        from i2b_lpo.rollout import example
 
         super().__init__()
         if steering.fusion_name != "psa":
@@ -124,7 +124,7 @@ class HeadExplorer(Widget):
         """Weights of the rows from p−1 on, (layers, heads, rows, 1 + T); column 0 is the slot."""
         import torch
 
-        from i2b_lpo.inject import injected, slot_mask
+        from i2b_lpo.model.inject import injected, slot_mask
 
         model, p = self._policy.model, self._p
         ids = torch.tensor([self._ids], device=self._policy.device)

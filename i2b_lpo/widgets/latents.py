@@ -22,8 +22,8 @@ from i2b_lpo.widgets.base import Clickable, Shown, Widget, control, row
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from i2b_lpo.policy import Policy
-    from i2b_lpo.steering import Steering
+    from i2b_lpo.model.policy import Policy
+    from i2b_lpo.model.steering import Steering
 
 __all__ = ["LatentExplorer"]
 
@@ -67,8 +67,8 @@ class LatentExplorer(Widget):
         prefix: str | None = None,
         words: Sequence[str] = tuple(STRATEGIES),
     ) -> None:
-        from i2b_lpo import example
-        from i2b_lpo.train_latents import Example
+        from i2b_lpo.rollout import example
+        from i2b_lpo.training.latents import Example
 
         super().__init__()
         self._policy, self._steering = policy, steering
@@ -146,7 +146,7 @@ class LatentExplorer(Widget):
         """π(word|c, z) of each word; at γ_0 = 0 nothing is injected."""
         import torch
 
-        from i2b_lpo.train_latents import continuation_logprobs
+        from i2b_lpo.training.latents import continuation_logprobs
 
         injection = None
         if z is not None and self.gamma.value > 0:

@@ -14,7 +14,7 @@ from i2b_lpo.views.text import number, visible
 from i2b_lpo.widgets.base import Shown, Widget, control, row, table
 
 if TYPE_CHECKING:
-    from i2b_lpo.policy import Policy
+    from i2b_lpo.model.policy import Policy
 
 __all__ = ["EntropyReader"]
 
@@ -35,7 +35,7 @@ class EntropyReader(Widget):
     """
 
     def __init__(self, policy: Policy, *, max_new_tokens: int = 160) -> None:
-        from i2b_lpo.example import QUESTION
+        from i2b_lpo.rollout.example import QUESTION
 
         super().__init__()
         self._policy, self._limit = policy, max_new_tokens
@@ -86,9 +86,9 @@ class EntropyReader(Widget):
     def _read(self, button: Any) -> None:
         import torch
 
-        from i2b_lpo.decode import Sampling
-        from i2b_lpo.rollout import roll_out
-        from i2b_lpo.tasks import own_question
+        from i2b_lpo.model.decoding import Sampling
+        from i2b_lpo.rollout.rollouts import roll_out
+        from i2b_lpo.tasks.loading import own_question
 
         with self.working(self.read, "The policy answers …"):
             question = own_question(self.question.value)
@@ -111,7 +111,7 @@ class EntropyReader(Widget):
     def _list(self, change: Any = None) -> None:
         import torch
 
-        from i2b_lpo.entropy import token_entropy
+        from i2b_lpo.method.entropy import token_entropy
 
         if self.trace is None:
             return

@@ -11,7 +11,7 @@ from typing import Any
 import ipywidgets
 
 from i2b_lpo.config import IBConfig
-from i2b_lpo.ib import ESTIMATORS, Evidence
+from i2b_lpo.method.ib import ESTIMATORS, Evidence
 from i2b_lpo.trace import Score, Trace
 from i2b_lpo.views import markup
 from i2b_lpo.views.base import View
@@ -54,8 +54,8 @@ class ScoreDesigner(Widget):
         evidence: Sequence[Sequence[Evidence]],
         settings: IBConfig | None = None,
     ) -> None:
-        from i2b_lpo.filters import FILTERS
-        from i2b_lpo.names import check_names
+        from i2b_lpo.method.filters import FILTERS
+        from i2b_lpo.method.names import check_names
 
         super().__init__()
         self._start, self._evidence = settings or IBConfig(), evidence
@@ -109,8 +109,8 @@ class ScoreDesigner(Widget):
         return replace(self._start, **{name: getattr(self, name).value for name in CONTROLS})
 
     def _score(self, change: Any = None) -> None:
-        from i2b_lpo.filters import FILTERS
-        from i2b_lpo.scoring import filter_traces
+        from i2b_lpo.method.filters import FILTERS
+        from i2b_lpo.rollout.scoring import filter_traces
 
         now, rng = self.settings, random.Random(0)
         self.keep.disabled = now.filter == "none"
@@ -208,7 +208,7 @@ def _with_scores(trace: Trace, scores: Sequence[Score | None]) -> Trace:
 
 def _kept(traces: Sequence[Trace], settings: IBConfig) -> tuple[int, int, float]:
     """How many branches a filter keeps, how many of them are correct, and their share."""
-    from i2b_lpo.scoring import filter_traces
+    from i2b_lpo.rollout.scoring import filter_traces
 
     rollouts = [r for trace in filter_traces(traces, settings) for r in trace.rollouts]
     right = [r.correct for r in rollouts if r.kept and r.branch]

@@ -17,11 +17,11 @@ from i2b_lpo.widgets.base import Shown, Widget, control, row
 
 if TYPE_CHECKING:
     from i2b_lpo.config import RunConfig
-    from i2b_lpo.policy import Policy
-    from i2b_lpo.steering import Steering
-    from i2b_lpo.tasks import Task
-    from i2b_lpo.train import StepRecord
-    from i2b_lpo.update import Learner
+    from i2b_lpo.model.policy import Policy
+    from i2b_lpo.model.steering import Steering
+    from i2b_lpo.tasks.loading import Task
+    from i2b_lpo.training.loop import StepRecord
+    from i2b_lpo.training.updating import Learner
 
 __all__ = ["TrainingDashboard"]
 
@@ -137,8 +137,8 @@ class TrainingDashboard(Widget):
         self.note.say("Stopping after this step …")
 
     def _run(self) -> None:
-        from i2b_lpo.checkpoint import newest_checkpoint
-        from i2b_lpo.train import train
+        from i2b_lpo.training.checkpoint import newest_checkpoint
+        from i2b_lpo.training.loop import train
 
         try:
             found = newest_checkpoint(self._output)

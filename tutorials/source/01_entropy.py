@@ -22,13 +22,10 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from i2b_lpo.decode import Sampling
-from i2b_lpo.example import FOUR, QUESTION, teacher_force
-from i2b_lpo.metrics import bootstrap_interval
-from i2b_lpo.policy import load_policy
-from i2b_lpo.rollout import roll_out
-from i2b_lpo.tasks import load_task
-from i2b_lpo.tasks.shop import STRATEGIES
+from i2b_lpo.method import bootstrap_interval
+from i2b_lpo.model import Sampling, load_policy
+from i2b_lpo.rollout import FOUR, QUESTION, roll_out, teacher_force
+from i2b_lpo.tasks import STRATEGIES, load_task
 from i2b_lpo.views import comparison, entropy_strip, training_curves
 
 sys.path.insert(0, "..")  # the folder that holds the checks

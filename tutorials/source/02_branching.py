@@ -21,13 +21,10 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from i2b_lpo.branching import grow_trees
 from i2b_lpo.config import BranchConfig
-from i2b_lpo.decode import Sampling, decode
-from i2b_lpo.entropy import token_entropy
-from i2b_lpo.example import FOUR, QUESTION, teacher_force
-from i2b_lpo.metrics import bootstrap_interval
-from i2b_lpo.policy import load_policy
+from i2b_lpo.method import bootstrap_interval, token_entropy
+from i2b_lpo.model import Sampling, decode, load_policy
+from i2b_lpo.rollout import FOUR, QUESTION, grow_trees, teacher_force
 from i2b_lpo.tasks import load_task
 from i2b_lpo.views import branch_tree, comparison, entropy_strip
 

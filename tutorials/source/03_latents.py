@@ -23,17 +23,19 @@ import torch
 from torch import Tensor
 
 from i2b_lpo.config import LatentConfig
-from i2b_lpo.decode import Prefix, Sampling, decode, decode_branches
-from i2b_lpo.example import FOUR, QUESTION, teacher_force
-from i2b_lpo.latent import SAMPLERS, elbo
-from i2b_lpo.metrics import bootstrap_interval
-from i2b_lpo.padding import right_pad
-from i2b_lpo.policy import load_policy
-from i2b_lpo.rollout import roll_out
-from i2b_lpo.steering import load_steering
-from i2b_lpo.tasks import load_task
-from i2b_lpo.tasks.shop import STRATEGIES
-from i2b_lpo.train_latents import fork_examples
+from i2b_lpo.method import SAMPLERS, bootstrap_interval, elbo
+from i2b_lpo.model import (
+    Prefix,
+    Sampling,
+    decode,
+    decode_branches,
+    load_policy,
+    load_steering,
+    right_pad,
+)
+from i2b_lpo.rollout import FOUR, QUESTION, roll_out, teacher_force
+from i2b_lpo.tasks import STRATEGIES, load_task
+from i2b_lpo.training import fork_examples
 from i2b_lpo.views import comparison, kl_bars
 
 sys.path.insert(0, "..")  # the folder that holds the checks

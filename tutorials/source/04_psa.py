@@ -24,14 +24,19 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from i2b_lpo.decode import Prefix, Sampling, decode, decode_branches
-from i2b_lpo.example import FOUR, PREFIX, QUESTION
-from i2b_lpo.inject import injected, slot_mask
-from i2b_lpo.metrics import bootstrap_interval
-from i2b_lpo.policy import load_policy
-from i2b_lpo.psa import Strength
-from i2b_lpo.steering import load_steering
-from i2b_lpo.tasks.shop import STRATEGIES
+from i2b_lpo.method import Strength, bootstrap_interval
+from i2b_lpo.model import (
+    Prefix,
+    Sampling,
+    decode,
+    decode_branches,
+    injected,
+    load_policy,
+    load_steering,
+    slot_mask,
+)
+from i2b_lpo.rollout import FOUR, PREFIX, QUESTION
+from i2b_lpo.tasks import STRATEGIES
 from i2b_lpo.views import comparison, gamma_curves
 
 sys.path.insert(0, "..")  # the folder that holds the checks

@@ -27,16 +27,11 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from i2b_lpo.branching import grow_trees
 from i2b_lpo.config import BranchConfig
-from i2b_lpo.decode import Sampling
-from i2b_lpo.example import FOUR, QUESTION, teacher_force
-from i2b_lpo.ib import reference_length
-from i2b_lpo.metrics import bootstrap_interval, rep_n
-from i2b_lpo.policy import load_policy
-from i2b_lpo.tasks import load_task
-from i2b_lpo.tasks.failures import KINDS, build
-from i2b_lpo.tasks.shop import parse_problem
+from i2b_lpo.method import bootstrap_interval, reference_length, rep_n
+from i2b_lpo.model import Sampling, load_policy
+from i2b_lpo.rollout import FOUR, QUESTION, grow_trees, teacher_force
+from i2b_lpo.tasks import KINDS, build, load_task, parse_problem
 from i2b_lpo.trace import Score
 from i2b_lpo.views import comparison, ib_ranking, ib_scatter
 

@@ -22,15 +22,11 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from i2b_lpo.decode import Sampling
-from i2b_lpo.example import FOUR, QUESTION, teacher_force
-from i2b_lpo.logprobs import policy_logprobs
-from i2b_lpo.metrics import pass_at_k as library_pass_at_k
-from i2b_lpo.policy import Policy, load_policy
-from i2b_lpo.rollout import roll_out
-from i2b_lpo.samples import Batch, pack, samples_of
+from i2b_lpo.method import pass_at_k as library_pass_at_k
+from i2b_lpo.model import Policy, Sampling, load_policy, policy_logprobs
+from i2b_lpo.rollout import FOUR, QUESTION, roll_out, teacher_force
 from i2b_lpo.tasks import load_task
-from i2b_lpo.train import reward_table
+from i2b_lpo.training import Batch, pack, reward_table, samples_of
 from i2b_lpo.views import group_advantages as draw_group
 from i2b_lpo.views import training_curves
 from i2b_lpo.views.surrogate import surrogate

@@ -24,18 +24,13 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from i2b_lpo.branching import grow_trees
 from i2b_lpo.config import preset
-from i2b_lpo.decode import Sampling
-from i2b_lpo.example import FOUR, PREFIX, QUESTION, teacher_force
-from i2b_lpo.grpo import policy_loss
-from i2b_lpo.policy import load_policy
-from i2b_lpo.samples import pack, samples_of
-from i2b_lpo.scoring import score_traces
-from i2b_lpo.steering import load_steering
+from i2b_lpo.method import policy_loss
+from i2b_lpo.model import Sampling, load_policy, load_steering
+from i2b_lpo.rollout import FOUR, PREFIX, QUESTION, grow_trees, score_traces, teacher_force
 from i2b_lpo.tasks import load_task
 from i2b_lpo.trace import Branch
-from i2b_lpo.update import TokenScorer
+from i2b_lpo.training import TokenScorer, pack, samples_of
 from i2b_lpo.views import branch_tree, training_curves
 
 sys.path.insert(0, "..")  # the folder that holds the checks

@@ -1,0 +1,272 @@
+"""Rollouts → forks → latents → branches → trees (METHOD §2–§4).
+
+All forks of all rollouts of all questions continue in one batch, from the keys and values of the
+rollouts themselves. A branch's context is always its prompt and the stored tokens before its fork.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from i2b_lpo.config import BranchConfig
+from i2b_lpo.method.entropy import FORK_RULES, choose_fork
+from i2b_lpo.method.latent import SAMPLERS
+from i2b_lpo.method.psa import FUSIONS
+from i2b_lpo.model.cache import KeyValues
+from i2b_lpo.model.decoding import Prefix, Sampling, decode_branches, read_plain
+from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.steering import Steering
+from i2b_lpo.rollout.rollouts import Reward, records, sample, verified
+from i2b_lpo.trace import Branch, Question, Rollout, Trace
+
+__all__ = ["Fork", "branch_out", "choose_forks", "grow_trees"]
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Where a trajectory is to be branched: tree and trajectory by index, and the position t*."""
+
+    tree: int
+    parent: int
+    t: int
+
+
+def grow_trees(
+    policy: Policy,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    config: BranchConfig,
+    *,
+    samples: int,
+    steering: Steering | None = None,
+    generator: torch.Generator,
+    batch: int = 128,
+    on_batch: Callable[[int], None] | None = None,
+    reward: Reward | None = None,
+) -> list[Trace]:
+    """M verified rollouts a question, and K verified branches from a fork of each.
+
+    Args:
+        policy: the policy to sample from.
+        questions: what to ask.
+        sampling: length limit of a whole trajectory, temperature and top-p.
+        config: K, rounds, fork rule, fusion and sampler.
+        samples: M rollouts a question.
+        steering: the policy's latents; not needed for the fusion "none".
+        generator: source of all randomness (on the CPU).
+        batch: rows decoded at a time, at least one question's; it bounds the memory.
+        on_batch: called after each batch with the number of questions it finished.
+        reward: takes the place of the verifier.
+
+    Returns:
+        One tree a question, of M(1+K) trajectories for one round.
+
+    Raises:
+        ValueError: M below 1; an unknown fork rule, fusion or sampler; no steering, or one of
+            another fusion than `config` names.
+    """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; give at least 1.")
+    _check(config, steering)
+    trees: list[Trace] = []
+    width = max(1, batch // (samples * max(1, config.samples**config.rounds)))
+    for begin in range(0, len(questions), width):
+        part = questions[begin : begin + width]
+        found, read = sample(
+            policy,
+            part,
+            sampling,
+            samples=samples,
+            generator=generator,
+            keep_read=config.samples > 0,
+        )
+        if config.samples:
+            places = [(tree, i) for tree in range(len(part)) for i in range(samples)]
+            roots = dict(zip(places, read, strict=True))
+            found = branch_out(policy, found, roots, sampling, config, steering, generator)
+        trees += verified(found, reward)
+        if on_batch is not None:
+            on_batch(len(part))
+    return trees
+
+
+def _check(config: BranchConfig, steering: Steering | None) -> None:
+    if not config.samples:
+        return
+    if config.rule not in FORK_RULES:
+        raise ValueError(
+            f"Unknown fork rule {config.rule!r}; choose one of {', '.join(FORK_RULES)}."
+        )
+    if config.fusion == "none":
+        return
+    if config.sampler not in SAMPLERS:
+        raise ValueError(
+            f"Unknown sampler {config.sampler!r}; choose one of {', '.join(SAMPLERS)}."
+        )
+    if config.fusion not in FUSIONS:
+        raise ValueError(
+            f"Unknown fusion {config.fusion!r}; choose one of none, {', '.join(FUSIONS)}."
+        )
+    if steering is None:
+        raise ValueError(f"The fusion {config.fusion!r} needs latents; pass steering=.")
+    if steering.fusion_name != config.fusion:
+        raise ValueError(
+            f"These latents were trained for the fusion {steering.fusion_name!r}, not for "
+            f"{config.fusion!r}; train them with i2b-lpo train-latents --fusion {config.fusion}."
+        )
+
+
+def choose_forks(
+    trees: Sequence[Trace],
+    parents: Sequence[tuple[int, int]],
+    config: BranchConfig,
+    generator: torch.Generator,
+) -> list[Fork]:
+    """One fork for each of the named trajectories, among the tokens that are its own."""
+    forks = []
+    for tree, parent in parents:
+        start = trees[tree].start(parent)
+        own = trees[tree].rollouts[parent].entropies[start:]
+        t = choose_fork(own, config.rule, fraction=config.fraction, generator=generator)
+        forks.append(Fork(tree, parent, start + t))
+    return forks
+
+
+def branch_out(
+    policy: Policy,
+    trees: Sequence[Trace],
+    read: dict[tuple[int, int], KeyValues],
+    sampling: Sampling,
+    config: BranchConfig,
+    steering: Steering | None,
+    generator: torch.Generator,
+    *,
+    forks: Sequence[Fork] | None = None,
+) -> list[Trace]:
+    """Add the branches of every round; not yet verified.
+
+    Args:
+        policy: the policy to sample from.
+        trees: traces that hold only roots.
+        read: (tree, trajectory) → what the policy read of that root.
+        sampling: as in `grow_trees`; `max_new_tokens` bounds the whole trajectory.
+        config: K, rounds, fork rule, fusion and sampler.
+        steering: latents for the fusion; None re-samples.
+        generator: source of all randomness.
+        forks: where the first round branches; None: where `config.rule` says.
+
+    Raises:
+        ValueError: a given fork isn't at a token of its root.
+    """
+    for fork in forks or ():
+        if not 0 <= fork.t < len(trees[fork.tree].rollouts[fork.parent]):
+            raise ValueError(f"{fork} isn't at a token of its root; t counts from 0.")
+    grown = list(trees)
+    latest = [(i, j) for i, tree in enumerate(trees) for j in range(len(tree.rollouts))]
+    refed = [0] * len(grown)
+    plain = dict(read)  # what was read without z, of a prefix of each trajectory
+    for number in range(1, config.rounds + 1):
+        if forks is not None and number == 1:
+            chosen = list(forks)
+        else:
+            chosen = choose_forks(grown, latest, config, generator)
+        whole = [
+            (*grown[f.tree].prompt_ids, *grown[f.tree].rollouts[f.parent].ids[: f.t])
+            for f in chosen
+        ]
+        rows = [plain[f.tree, f.parent] for f in chosen]
+        # A branch's own tokens were read with its z: read them again without.
+        short = [
+            i for i, (c, row) in enumerate(zip(whole, rows, strict=True)) if len(row) < len(c) - 1
+        ]
+        if short:
+            segments = [whole[i][len(rows[i]) : -1] for i in short]
+            again = read_plain(policy, [rows[i] for i in short], segments)
+            for i, segment, row in zip(short, segments, again, strict=True):
+                rows[i] = row
+                refed[chosen[i].tree] += len(segment)
+        prefixes = [Prefix(c, row.crop(len(c) - 1)) for c, row in zip(whole, rows, strict=True)]
+        grown, latest = _grow(
+            policy, grown, chosen, prefixes, number, sampling, config, steering, generator
+        )
+        for at, key in enumerate(latest):
+            plain[key] = prefixes[at // config.samples].read
+    rule = config.rule if forks is None else "given"
+    return [
+        replace(t, meta=t.meta | {"fork_rule": rule, "sampler": config.sampler, "refed_tokens": n})
+        for t, n in zip(grown, refed, strict=True)
+    ]
+
+
+def _grow(
+    policy: Policy,
+    trees: Sequence[Trace],
+    forks: Sequence[Fork],
+    prefixes: Sequence[Prefix],
+    number: int,
+    sampling: Sampling,
+    config: BranchConfig,
+    steering: Steering | None,
+    generator: torch.Generator,
+) -> tuple[list[Trace], list[tuple[int, int]]]:
+    """One round: K branches from each fork, appended to their trees; returns where they stand."""
+    steering = None if config.fusion == "none" else steering
+    injection, z = None, None
+    if steering is not None:
+        drawn = steering.draw(
+            policy,
+            [prefix.ids for prefix in prefixes],
+            config.samples,
+            sampler=config.sampler,
+            generator=generator,
+        )
+        z = drawn.flatten(0, 1)  # (B, d_z), branches of one fork as neighbours
+        injection = steering.injection(z)
+    decoded = decode_branches(
+        policy,
+        prefixes,
+        [sampling.max_new_tokens - fork.t for fork in forks],
+        sampling,
+        samples=config.samples,
+        injection=injection,
+        generator=generator,
+    )
+    added: list[list[Rollout]] = [list(tree.rollouts) for tree in trees]
+    where = []
+    for at, own in enumerate(records(policy, decoded)):
+        fork = forks[at // config.samples]
+        branch = Branch(fork.parent, p=len(trees[fork.tree].prompt_ids) + fork.t, round=number)
+        if steering is not None and z is not None:
+            strength = steering.strength
+            branch = replace(
+                branch,
+                fusion=steering.fusion_name,
+                z=tuple(z[at].tolist()),
+                gamma=strength.gamma,
+                decay=strength.decay,
+                version=steering.version,
+            )
+        where.append((fork.tree, len(added[fork.tree])))
+        added[fork.tree].append(
+            _join(policy, trees[fork.tree].rollouts[fork.parent], fork.t, own, branch)
+        )
+    grown = [replace(t, rollouts=tuple(r)) for t, r in zip(trees, added, strict=True)]
+    return grown, where
+
+
+def _join(policy: Policy, parent: Rollout, t: int, own: Rollout, branch: Branch) -> Rollout:
+    """The whole trajectory of a branch: its parent's first t tokens, then its own."""
+    ids = parent.ids[:t] + own.ids
+    return Rollout(
+        ids=ids,
+        pieces=parent.pieces[:t] + own.pieces,
+        entropies=parent.entropies[:t] + own.entropies,
+        logprobs=parent.logprobs[:t] + own.logprobs,
+        logprobs_t1=parent.logprobs_t1[:t] + own.logprobs_t1,
+        text=policy.text(ids),
+        finished=own.finished,
+        branch=branch,
+    )

@@ -1,0 +1,153 @@
+"""Question → traces: sample a policy, verify the answers, keep every number as a record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from i2b_lpo.model.cache import KeyValues
+from i2b_lpo.model.decoding import Decoded, Sampling, decode
+from i2b_lpo.model.policy import Policy
+from i2b_lpo.trace import Question, Rollout, Trace
+from i2b_lpo.verify.verdict import verify_batch
+
+__all__ = ["Reward", "records", "roll_out", "sample", "verified"]
+
+Reward = Callable[[Question, str], float]
+"""A reward of one's own: the question and the text of a trajectory → a finite number."""
+
+
+def roll_out(
+    policy: Policy,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    *,
+    samples: int = 1,
+    generator: torch.Generator | None = None,
+    batch: int = 128,
+    on_batch: Callable[[int], None] | None = None,
+    reward: Reward | None = None,
+) -> list[Trace]:
+    """Sample `samples` verified rollouts for each question.
+
+    Args:
+        policy: the policy to sample from.
+        questions: what to ask; their answers are what the rollouts are verified against.
+        sampling: length limit, temperature and top-p.
+        samples: rollouts a question.
+        generator: source of randomness; needed unless decoding is greedy.
+        batch: rows decoded at a time (at least one question's samples); it bounds the memory.
+        on_batch: called after each batch with the number of questions it finished.
+        reward: takes the place of the verifier.
+
+    Returns:
+        One trace a question; every rollout has `reward` 1.0 or 0.0 and the verdict's `reason`.
+    """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; give at least 1.")
+    traces: list[Trace] = []
+    width = max(1, batch // samples)
+    for start in range(0, len(questions), width):
+        part = questions[start : start + width]
+        found, _ = sample(policy, part, sampling, samples=samples, generator=generator)
+        traces += verified(found, reward)
+        if on_batch is not None:
+            on_batch(len(part))
+    return traces
+
+
+def sample(
+    policy: Policy,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    *,
+    samples: int,
+    generator: torch.Generator | None,
+    keep_read: bool = False,
+) -> tuple[list[Trace], list[KeyValues]]:
+    """Rollouts of all questions in one batch, not yet verified.
+
+    Returns:
+        One trace a question, and with `keep_read` the keys and values of each rollout, in order.
+    """
+    prompts = policy.prompts(questions, max_new_tokens=sampling.max_new_tokens)
+    decoded = decode(
+        policy, prompts, sampling, samples=samples, generator=generator, keep_read=keep_read
+    )
+    rollouts = records(policy, decoded)
+    traces = [
+        Trace(
+            question=question,
+            prompt_ids=tuple(prompt),
+            rollouts=tuple(rollouts[at * samples : (at + 1) * samples]),
+            policy=policy.name,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+        )
+        for at, (question, prompt) in enumerate(zip(questions, prompts, strict=True))
+    ]
+    return traces, decoded.read
+
+
+def records(policy: Policy, decoded: Decoded) -> list[Rollout]:
+    """The rows of `decoded` as records."""
+    lengths = decoded.lengths.tolist()
+    rows = [row[:n] for row, n in zip(decoded.ids.tolist(), lengths, strict=True)]
+    used = sorted({i for row in rows for i in row})
+    piece = dict(zip(used, policy.pieces(used), strict=True))  # each token's text is made once
+    texts = policy.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    fields = [t.tolist() for t in (decoded.entropy, decoded.logprob, decoded.logprob_t1)]
+    finished = decoded.finished.tolist()
+    return [
+        Rollout(
+            ids=tuple(row),
+            pieces=tuple(piece[i] for i in row),
+            entropies=tuple(fields[0][at][: len(row)]),
+            logprobs=tuple(fields[1][at][: len(row)]),
+            logprobs_t1=tuple(fields[2][at][: len(row)]),
+            text=texts[at],
+            finished=finished[at],
+        )
+        for at, row in enumerate(rows)
+    ]
+
+
+def verified(traces: Sequence[Trace], reward: Reward | None = None) -> list[Trace]:
+    """The traces with reward and reason of every trajectory, all verified in one batch.
+
+    Raises:
+        RuntimeError: `reward` raised, or returned no number; names question and trajectory.
+    """
+    if reward is not None:
+        return [_rewarded(trace, reward) for trace in traces]
+    verdicts = iter(
+        verify_batch(
+            [t.question.answer for t in traces for _ in t.rollouts],
+            [r.text for t in traces for r in t.rollouts],
+        )
+    )
+    judged = []
+    for trace in traces:
+        rollouts = []
+        for rollout in trace.rollouts:
+            verdict = next(verdicts)
+            rollouts.append(replace(rollout, reward=float(verdict.correct), reason=verdict.reason))
+        judged.append(replace(trace, rollouts=tuple(rollouts)))
+    return judged
+
+
+def _rewarded(trace: Trace, reward: Reward) -> Trace:
+    rollouts = []
+    for at, rollout in enumerate(trace.rollouts):
+        try:
+            value = float(reward(trace.question, rollout.text))
+        except Exception as error:  # it is the user's code: anything
+            raise RuntimeError(
+                f"The reward function failed on trajectory {at} of question {trace.question.id} "
+                f"({type(error).__name__}: {error}); no parameter was changed. Mend it, and go on "
+                "from the newest checkpoint."
+            ) from error
+        rollouts.append(replace(rollout, reward=value, reason="own reward"))
+    return replace(trace, rollouts=tuple(rollouts))
