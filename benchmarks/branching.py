@@ -55,7 +55,7 @@ def plant(
     """M rollouts a question with what was read of them, and the forks that `branch_out` chooses."""
     generator = torch.Generator().manual_seed(0)
     trees, rows = sample(
-        policy, questions, sampling, samples=samples, generator=generator, keep_read=True
+        policy, questions, sampling, rollouts=samples, generator=generator, keep_kv=True
     )
     read = {(i // samples, i % samples): row for i, row in enumerate(rows)}
     forest = Forest(trees, read, generator.get_state(), [], [])
@@ -77,7 +77,7 @@ def grow(
     """Our branch phase. The random state is the forest's, so every call does the same work."""
     generator = torch.Generator()
     generator.set_state(forest.state)
-    config = BranchConfig(samples=k, fusion=steering.fusion_name if steering else "none")
+    config = BranchConfig(branches=k, fusion=steering.fusion_name if steering else "none")
     return branch_out(policy, forest.trees, forest.read, sampling, config, steering, generator)
 
 
@@ -183,7 +183,7 @@ def measure(
     def rollouts() -> list[list[int]]:
         generator = torch.Generator().manual_seed(0)
         found, _ = sample(
-            subject, questions, sampling, samples=args.samples, generator=generator, keep_read=True
+            subject, questions, sampling, rollouts=args.samples, generator=generator, keep_kv=True
         )
         return [list(r.ids) for tree in found for r in tree.rollouts]
 

@@ -38,7 +38,7 @@ def contenders(
     shape = (len(prompts) * samples, tokens)
 
     def ours() -> None:
-        drawn = decode(endless, prompts, Sampling(tokens), samples=samples, generator=generator)
+        drawn = decode(endless, prompts, Sampling(tokens), rollouts=samples, generator=generator)
         assert drawn.mask.all() and drawn.ids.shape == shape, "ours drew another number of tokens"
 
     def generate(cache: str) -> Callable[[], object]:

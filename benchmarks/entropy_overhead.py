@@ -49,7 +49,7 @@ def contenders(
             endless,
             prompts,
             loop.Sampling(tokens),
-            samples=samples,
+            rollouts=samples,
             generator=torch.Generator().manual_seed(0),
         )
 

@@ -120,7 +120,7 @@ def at_equal_depth(
     for start in tqdm(range(0, len(questions), at_once), desc=DEALT):
         part = questions[start : start + at_once]
         found, read = sample(
-            policy, part, SAMPLING, samples=ROOTS, generator=generator, keep_read=True
+            policy, part, SAMPLING, rollouts=ROOTS, generator=generator, keep_kv=True
         )
         places = [(tree, i) for tree in range(len(part)) for i in range(ROOTS)]
         forks = choose_forks(found, places, config, generator)
@@ -176,7 +176,7 @@ def main() -> None:
                 questions,
                 SAMPLING,
                 config,
-                samples=roots,
+                rollouts=roots,
                 steering=None if config.fusion == "none" else steering,
                 generator=generator(),
                 on_batch=bar.update,
@@ -187,9 +187,9 @@ def main() -> None:
         rows = [counts(task, t, got) for t, (got, _) in zip(found, taken, strict=True)]
         return rows, fmean(cost for _, cost in taken)
 
-    plain = BranchConfig(samples=K, fusion="none")
+    plain = BranchConfig(branches=K, fusion="none")
     arms = {
-        "independent samples": (replace(plain, samples=0), 3 * ROOTS),
+        "independent samples": (replace(plain, branches=0), 3 * ROOTS),
         CONTROL: (replace(plain, rule="uniform"), ROOTS),
         PLAIN: (plain, ROOTS),
         "PSA, independent": (replace(plain, fusion="psa", sampler="independent"), ROOTS),
@@ -207,7 +207,7 @@ def main() -> None:
             grown = trees(config, roots)
         rows[name], cost = measure(grown, tree_order, BUDGET)
         whole[name] = table(rows[name]) | {"tokens": round(cost, 1)}
-        if config.samples:
+        if config.branches:
             whole[name]["depth"] = round(depth(grown), 3)
         print(name, whole[name], flush=True)
     sets, set_rows = branch_sets(policy, steering, questions, generator, measure)
@@ -254,7 +254,7 @@ def branch_sets(
     measure: Callable[..., tuple[list[dict[str, float]], float]],
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, float]]]]:
     """The same two rollouts and forks a question, branched in different ways."""
-    plain = BranchConfig(samples=8, fusion="none")
+    plain = BranchConfig(branches=8, fusion="none")
     ways = {
         "re-sampling": plain,
         "PSA, independent": replace(plain, fusion="psa", sampler="independent"),
@@ -267,7 +267,7 @@ def branch_sets(
     for start in tqdm(range(0, len(questions), 8), desc="branch sets"):
         part = questions[start : start + 8]
         found, read = sample(
-            policy, part, SAMPLING, samples=2, generator=generator(), keep_read=True
+            policy, part, SAMPLING, rollouts=2, generator=generator(), keep_kv=True
         )
         roots = {(tree, i): read[tree * 2 + i] for tree in range(len(part)) for i in range(2)}
         for name, config in ways.items():

@@ -146,7 +146,7 @@ def measure(args: argparse.Namespace, mixed: bool) -> dict[str, Any]:
     longest = EQUAL_WORK_TOKENS if mixed else config.rollout.max_new_tokens
     config = replace(
         config,
-        rollout=replace(config.rollout, samples=args.samples, max_new_tokens=longest),
+        rollout=replace(config.rollout, rollouts=args.samples, max_new_tokens=longest),
         optimizer=replace(config.optimizer, warmup_steps=0),
     )
     task = load_task("shop")
@@ -184,7 +184,7 @@ def build_trl(
     args: argparse.Namespace, peer: Policy, task: Task, config: RunConfig, steps: int, mixed: bool
 ) -> tuple[GRPOTrainer, list[int]]:
     """TRL's trainer on the questions of our steps, and the list its token counts go to."""
-    rows = config.questions * config.rollout.samples
+    rows = config.questions * config.rollout.rollouts
     questions = [
         question
         for step in range(steps)
@@ -209,7 +209,7 @@ def build_trl(
             max_steps=steps,
             per_device_train_batch_size=args.trl_rows,
             gradient_accumulation_steps=rows // args.trl_rows,
-            num_generations=config.rollout.samples,
+            num_generations=config.rollout.rollouts,
             max_completion_length=config.rollout.max_new_tokens,
             temperature=1.0,
             top_p=1.0,

@@ -210,7 +210,7 @@ def measure(name: str, tuning: Sequence[Question], reported: Sequence[Question])
             policy,
             questions,
             Sampling(160),
-            samples=8,
+            rollouts=8,
             generator=torch.Generator().manual_seed(0),
         )
         halves[half] = hand, sampled, [[r.reward or 0.0 for r in t.rollouts] for t in sampled]

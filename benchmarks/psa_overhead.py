@@ -44,10 +44,10 @@ def forked(policy: Policy, questions: int, samples: int) -> list[Prefix]:
     generator = torch.Generator().manual_seed(0)
     asked = load_task("shop").questions("validation", questions, seed=0)
     trees, rows = sample(
-        policy, asked, Sampling(96), samples=samples, generator=generator, keep_read=True
+        policy, asked, Sampling(96), rollouts=samples, generator=generator, keep_kv=True
     )
     where = [(i // samples, i % samples) for i in range(len(rows))]
-    forks = choose_forks(trees, where, BranchConfig(samples=1), generator)
+    forks = choose_forks(trees, where, BranchConfig(branches=1), generator)
     return [
         Prefix((*trees[f.tree].prompt_ids, *trees[f.tree].rollouts[f.parent].ids[: f.t]), row)
         for f, row in zip(forks, rows, strict=True)
@@ -63,7 +63,7 @@ def branches(
         prefixes,
         [tokens] * len(prefixes),
         Sampling(tokens),
-        samples=k,
+        branches=k,
         injection=injection,
         generator=torch.Generator().manual_seed(0),
     )
@@ -109,7 +109,7 @@ def contenders(
 def check(name: str) -> None:
     """With γ_0 = 0 every fusion draws the plain branches (float64); with γ_0 = 1 none does."""
     exact = load_policy(name, instruction="", dtype=torch.float64)
-    prefixes = forked(exact, questions=2, samples=2)
+    prefixes = forked(exact, questions=2, branches=2)
     plain = branches(exact, prefixes, 2, 8, None)
     for gamma in (0.0, 1.0):
         works = contenders(exact, prefixes, 2, 8, Strength(gamma))

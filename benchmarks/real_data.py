@@ -156,7 +156,7 @@ def run_set(stages: Stages, policy: Policy, name: str, args: argparse.Namespace)
             policy,
             chosen,
             Sampling(args.tokens),
-            samples=2,
+            rollouts=2,
             generator=torch.Generator().manual_seed(0),
         )
     drawn = check_ids(policy, traces)

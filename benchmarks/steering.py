@@ -62,7 +62,7 @@ def continue_from(
     for start in tqdm(range(0, len(prefixes), batch), desc="decode", unit="batch"):
         part = prefixes[start : start + batch]
         # One token is drawn and thrown away: it brings the keys and values of each prefix.
-        read = decode(policy, part, Sampling(1), generator=generator, keep_read=True).read
+        read = decode(policy, part, Sampling(1), generator=generator, keep_kv=True).kv
         decoded = decode_branches(
             policy,
             [Prefix(ids, row) for ids, row in zip(part, read, strict=True)],

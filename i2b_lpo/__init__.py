@@ -14,7 +14,7 @@ import pkgutil
 
 import lazy_loader
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__, submodules=[room.name for room in pkgutil.iter_modules(__path__)]

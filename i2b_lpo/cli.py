@@ -146,14 +146,14 @@ def _parser() -> _Parser:
     _named(latents, "--questions", "train questions")
     for sub in (evaluate, rollout):
         _named(sub, "--split", "split of the task")
-        _named(sub, "--samples", "per question", "rollout.samples")
+        _named(sub, "--samples", "per question", "rollout.rollouts")
         _named(sub, "--temperature", "0 is greedy", "rollout.temperature")
         _named(sub, "--top-p", "share of the probability that is drawn from", "rollout.top_p")
         _named(sub, "--max-new-tokens", "length limit", "rollout.max_new_tokens")
     _named(evaluate, "--questions", "how many")
     _named(rollout, "--question", "your own question of the bundled task")
     rollout.add_argument(
-        "--branches", type=_positive, dest="branch.samples", metavar="N",
+        "--branches", type=_positive, dest="branch.branches", metavar="N",
         help="fork each rollout and grow this many branches",
     )  # fmt: skip
     _named(rollout, "--fusion", "how z enters the branches; none re-samples", "branch.fusion")

@@ -183,7 +183,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         result, traces = evaluate(
             policy, task, questions,
             sampling=Sampling(drawn.max_new_tokens, drawn.temperature, drawn.top_p),
-            samples=drawn.samples, seed=settings.seed, batch=drawn.batch, parts=parts,
+            samples=drawn.rollouts, seed=settings.seed, batch=drawn.batch, parts=parts,
         )  # fmt: skip
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -228,11 +228,11 @@ def _rollout(arguments: argparse.Namespace) -> None:
     own = own_question(settings.question) if arguments.question is not None else None
     policy, task = _policy_and_task(settings)
     question = own or task.questions(settings.split, 1, seed=settings.seed)[0]
-    with_z = config.samples and config.fusion != "none"
+    with_z = config.branches and config.fusion != "none"
     steering = load_steering(policy, config.latents or None, run=settings) if with_z else None
     traces = grow_trees(
         policy, [question], Sampling(drawn.max_new_tokens, drawn.temperature, drawn.top_p), config,
-        samples=drawn.samples, steering=steering, batch=drawn.batch,
+        rollouts=drawn.rollouts, steering=steering, batch=drawn.batch,
         generator=torch.Generator().manual_seed(settings.seed),
     )  # fmt: skip
     print(traces[0])

@@ -59,7 +59,7 @@ class Branch:
     Attributes:
         parent: index of the trajectory it was branched off, in `Trace.rollouts`.
         p: number of tokens before the fork, prompt included: the prefix c.
-        fusion: how z entered, a name of `i2b_lpo.method.FUSIONS`, or "none" for plain re-sampling.
+        fusion: how z entered, a name of `i2b_lpo.method.FUSIONS`, or "none" for re-sampling.
         z: the latent, d_z numbers; empty for "none".
         gamma: γ_0, strength of the injection at the fork.
         decay: s_0 in tokens of γ(s) = γ_0 exp(−s/s_0); None if γ is constant.

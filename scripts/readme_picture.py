@@ -26,8 +26,8 @@ def main() -> None:
         policy,
         load_task("shop").questions("validation", 1, seed=1),
         Sampling(160),
-        BranchConfig(samples=3),
-        samples=2,
+        BranchConfig(branches=3),
+        rollouts=2,
         steering=load_steering(policy),
         generator=torch.Generator().manual_seed(0),
     )

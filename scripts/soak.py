@@ -65,7 +65,7 @@ def config_of(steps: int) -> RunConfig:
         preset("tiny"),
         steps=steps,
         questions=3,
-        rollout=RolloutConfig(samples=8, max_new_tokens=96),
+        rollout=RolloutConfig(rollouts=8, max_new_tokens=96),
         checkpoint=CheckpointConfig(every=2),
     )
     return small.with_method("i2b-lpo")

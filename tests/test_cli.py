@@ -59,7 +59,7 @@ def small(monkeypatch: pytest.MonkeyPatch, policy: str) -> RunConfig:
         policy=policy,
         steps=3,
         questions=2,
-        rollout=RolloutConfig(samples=2, max_new_tokens=6),
+        rollout=RolloutConfig(rollouts=2, max_new_tokens=6),
     )
     monkeypatch.setitem(PRESETS, "tiny", config)
     return config
@@ -228,7 +228,7 @@ def touring(policy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
     settings = TourConfig(
         policy=policy,
         questions=2,
-        rollout=RolloutConfig(samples=4, max_new_tokens=6),
+        rollout=RolloutConfig(rollouts=4, max_new_tokens=6),
         evaluation=EvaluationConfig(questions=3, samples=2),
     )
     (tmp_path / "tour.toml").write_text(to_toml(settings), encoding="utf-8")
@@ -271,7 +271,7 @@ def test_tour_trains_two_ways_and_writes_a_page(
         rows = lines(output / folder / "metrics.jsonl")
         assert [row["step"] for row in rows] == [0, 1]
         spent[folder] = [row["new_tokens"] for row in rows]
-        assert read_run(output / folder).rollout.samples == roots
+        assert read_run(output / folder).rollout.rollouts == roots
     grpo, ours = spent["grpo"], sum(spent["i2b-lpo"])
     stop = 1 if abs(grpo[0] - ours) <= abs(sum(grpo) - ours) else 2
     assert [p.name for p in (output / "grpo" / "policies").iterdir()] == [f"step-{stop}"]

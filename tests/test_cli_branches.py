@@ -32,7 +32,7 @@ def test_latents_are_made_saved_and_used(
     row = json.loads((run / "metrics.jsonl").read_text())
     assert row["kept"] == pytest.approx(2 / 3)
     settings = read_run(run)
-    assert settings.branch.latents == str(latents) and settings.rollout.samples == 2
+    assert settings.branch.latents == str(latents) and settings.rollout.rollouts == 2
 
     capsys.readouterr()
     assert main([*common, "--output", str(tmp_path / "other")]) == 2

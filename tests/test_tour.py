@@ -45,7 +45,7 @@ def settings_of(home: Path, steps: int = 2) -> TourConfig:
         latents=str(home / "latents"),
         steps=steps,
         questions=2,
-        rollout=RolloutConfig(samples=4, max_new_tokens=6),
+        rollout=RolloutConfig(rollouts=4, max_new_tokens=6),
         evaluation=EvaluationConfig(questions=3, samples=2),
     )
 

@@ -27,6 +27,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+import i2b_lpo
 from i2b_lpo.config.runs import RunConfig
 from i2b_lpo.config.sections import flat
 from i2b_lpo.infra.files import write_text
@@ -35,7 +36,8 @@ from i2b_lpo.infra.secrets import REDACTED, redact
 __all__ = ["RUN", "compose", "names", "options", "read_run", "refuse_old", "to_toml", "write_run"]
 
 RUN = "run.toml"
-OLD = "config.json"  # what an earlier version wrote in its place
+OLD = "config.json"  # what a version before 0.1 wrote in its place
+UNTOLD = "0.1"  # the last version that didn't write its own number
 
 Settings = TypeVar("Settings", bound=Any)
 
@@ -166,7 +168,8 @@ def to_toml(settings: Any) -> str:
 def write_run(settings: Any, folder: Path, command: str) -> None:
     """Write `run.toml` into a folder: what repeats the command."""
     said = f"# Repeat it: i2b-lpo {command} --config {RUN} --output DIR\n"
-    write_text(folder / RUN, said + to_toml(settings))
+    version = tomli_w.dumps({"version": i2b_lpo.__version__})
+    write_text(folder / RUN, said + version + to_toml(settings))
 
 
 def _read(path: Path, kind: type) -> dict[str, Any]:
@@ -182,6 +185,7 @@ def _read(path: Path, kind: type) -> dict[str, Any]:
         raise ValueError(f"Can't read {shown} ({error.strerror}); give a {RUN}.") from error
     except (RecursionError, ValueError) as error:  # no UTF-8, no TOML
         raise ValueError(f"{shown} is no TOML ({error}); mend it there.") from error
+    data.pop("version", None)  # whoever repeats a run may do so by another version
     found: dict[str, Any] = {}
 
     def collect(table: Mapping[str, Any], prefix: str) -> None:
@@ -207,11 +211,21 @@ def read_run(folder: Path) -> RunConfig:
 
 
 def refuse_old(folder: Path) -> None:
-    """Refuse the folder of a run of an earlier version, whose settings were in `config.json`."""
-    if (folder / OLD).is_file() and not (folder / RUN).is_file():
+    """Refuse the folder of a run that another version began: its settings have other names."""
+    try:
+        data = tomllib.loads((folder / RUN).read_text(encoding="utf-8"))
+        version = str(data.get("version", UNTOLD))
+    except FileNotFoundError:
+        if not (folder / OLD).is_file():
+            return
+        version = UNTOLD
+    except (OSError, ValueError):
+        return  # whoever reads it says what is wrong
+    ours = i2b_lpo.__version__
+    if version.split(".")[:2] != ours.split(".")[:2]:
         raise ValueError(
-            f"{folder} holds the {OLD} of an earlier version, where this one has {RUN}; start "
-            "again in another folder."
+            f"{folder} holds a run of version {version} of i2b_lpo, whose settings have other "
+            f"names than those of {ours}; start again in another folder."
         )
 
 
@@ -283,7 +297,7 @@ def _refuse_idle(settings: Any, given: Iterable[str]) -> None:
     for name in given:
         if name in idle:
             hint = ""
-            if isinstance(settings, RunConfig) and not settings.branch.samples:
+            if isinstance(settings, RunConfig) and not settings.branch.branches:
                 hint = ", or add --method i2b-lpo"
             raise ValueError(f"{name} changes nothing here: {idle[name]}; leave it out{hint}.")
 

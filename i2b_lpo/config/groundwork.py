@@ -20,7 +20,7 @@ class LatentConfig:
         objective: `steer` (the frozen policy with the fusion is the decoder) or `selector`.
         fusion: an entry of `i2b_lpo.method.FUSIONS`.
         d_z: dimensions of z.
-        questions, samples: train questions and rollouts of each.
+        questions, rollouts: train questions and rollouts of each.
         temperature, max_new_tokens: how these rollouts are drawn.
         forks: forks taken from each rollout.
         horizon: tokens of a continuation that are learnt from; beyond it γ has faded.
@@ -41,7 +41,7 @@ class LatentConfig:
     seed: int = 0
     d_z: int = 8
     questions: int = 600
-    samples: int = 4
+    rollouts: int = 4
     temperature: float = 1.0
     max_new_tokens: int = 160
     forks: int = 2
@@ -59,7 +59,7 @@ class LatentConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        names = ("d_z", "questions", "samples", "max_new_tokens", "forks", "horizon", "steps")
+        names = ("d_z", "questions", "rollouts", "max_new_tokens", "forks", "horizon", "steps")
         at_least(1, self, "", *names, "batch")
         need(
             0 < self.temperature < math.inf,

@@ -83,20 +83,21 @@ class RunConfig:
             "rollout.temperature must be above 0; training needs samples.",
         )
         need(
-            not self.grpo.train_psa or (self.branch.samples > 0 and self.branch.fusion != "none"),
-            "grpo.train_psa has nothing to train: no branch has a z, see branch.samples and "
+            not self.grpo.train_psa or (self.branch.branches > 0 and self.branch.fusion != "none"),
+            "grpo.train_psa has nothing to train: no branch has a z, see branch.branches and "
             "branch.fusion.",
         )
         need(
-            self.group >= 2, f"rollout.samples is {self.rollout.samples}; a group needs at least 2."
+            self.group >= 2,
+            f"rollout.rollouts is {self.rollout.rollouts}; a group needs at least 2.",
         )
 
     @property
     def group(self) -> int:
         """G, the trajectories of a question: M rollouts, and K branches of each in each round."""
-        latest = total = self.rollout.samples
+        latest = total = self.rollout.rollouts
         for _ in range(self.branch.rounds):
-            latest *= self.branch.samples
+            latest *= self.branch.branches
             total += latest
         return total
 
@@ -118,14 +119,14 @@ class RunConfig:
         first, rest = divmod(self.group, 1 + branches)
         need(
             rest == 0,
-            f"A group has {self.group} trajectories (rollout.samples is {self.rollout.samples}); "
+            f"A group has {self.group} trajectories (rollout.rollouts is {self.rollout.rollouts}); "
             f"I²B-LPO needs a multiple of {1 + branches}: each first rollout with its {branches} "
             "branches.",
         )
         return dataclasses.replace(
             self,
-            rollout=dataclasses.replace(self.rollout, samples=first),
-            branch=BranchConfig(samples=branches),
+            rollout=dataclasses.replace(self.rollout, rollouts=first),
+            branch=BranchConfig(branches=branches),
             ib=IBConfig() if branches else NO_IB,
             grpo=dataclasses.replace(self.grpo, alpha=alpha, train_psa=False),
         )
@@ -134,7 +135,7 @@ class RunConfig:
         """The settings that change nothing beside the others → why."""
         idle = {f"branch.{name}": why for name, why in self.branch.idle().items()}
         idle |= {f"ib.{name}": why for name, why in self.ib.idle().items()}
-        if not self.branch.samples or self.branch.fusion == "none":
+        if not self.branch.branches or self.branch.fusion == "none":
             idle |= dict.fromkeys(("grpo.logprob", "grpo.ratio_cap"), "no branch has a z")
         elif self.grpo.logprob == "latent":
             idle["grpo.ratio_cap"] = "grpo.logprob is latent"
@@ -187,7 +188,7 @@ class TourConfig:
             optimizer=self.optimizer,
             checkpoint=CheckpointConfig(every=0),
         ).with_method(method)
-        latents = self.latents if run.branch.samples else ""
+        latents = self.latents if run.branch.branches else ""
         return dataclasses.replace(run, branch=dataclasses.replace(run.branch, latents=latents))
 
 
@@ -224,7 +225,7 @@ class SampleConfig:
     split: str = "validation"
     question: str = ""
     seed: int = 0
-    rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(samples=1))
+    rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(rollouts=1))
     branch: BranchConfig = field(default_factory=BranchConfig)
 
     def __post_init__(self) -> None:

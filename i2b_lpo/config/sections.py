@@ -60,14 +60,14 @@ def at_least(least: int, section: object, prefix: str, *names: str) -> None:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """First rollouts: `samples` M per question, and how their tokens are drawn.
+    """First rollouts: `rollouts` M per question, and how their tokens are drawn.
 
     Attributes:
         batch: rows decoded at a time; it bounds the memory.
         max_prompt_tokens: questions with longer prompts are left out, counted and listed [C].
     """
 
-    samples: int = 8
+    rollouts: int = 8
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 160
@@ -75,7 +75,7 @@ class RolloutConfig:
     max_prompt_tokens: int = 2048
 
     def __post_init__(self) -> None:
-        at_least(1, self, "rollout.", "samples", "max_new_tokens", "batch", "max_prompt_tokens")
+        at_least(1, self, "rollout.", "rollouts", "max_new_tokens", "batch", "max_prompt_tokens")
         need(
             0 <= self.temperature < math.inf,
             f"rollout.temperature is {self.temperature}; give 0 (greedy) or more.",
@@ -91,16 +91,16 @@ class BranchConfig:
     """Forks and branches: METHOD §2–§4.
 
     Attributes:
-        samples: K branches per fork; 0 is GRPO without branches.
+        branches: K per fork; 0 is GRPO without branches.
         rounds: 1 forks the rollouts, 2 their branches too, …
         rule: an entry of `i2b_lpo.method.FORK_RULES`.
         fraction: share of a rollout's tokens that `top_fraction` chooses from.
-        fusion: an entry of `i2b_lpo.method.FUSIONS`, or "none" for plain re-sampling from the fork.
+        fusion: an entry of `i2b_lpo.method.FUSIONS`, or "none" for re-sampling from the fork.
         latents: folder of the trained latents; "" takes the policy's own.
         sampler: an entry of `i2b_lpo.method.SAMPLERS`.
     """
 
-    samples: int = 0
+    branches: int = 0
     rounds: int = 1
     rule: str = "top_fraction"
     fraction: float = 0.05
@@ -109,15 +109,15 @@ class BranchConfig:
     sampler: str = "spread"
 
     def __post_init__(self) -> None:
-        need(self.samples >= 0, f"branch.samples is {self.samples}; give 0 (none) or more.")
+        need(self.branches >= 0, f"branch.branches is {self.branches}; give 0 (none) or more.")
         at_least(1, self, "branch.", "rounds")
         need(0 < self.fraction <= 1, f"branch.fraction is {self.fraction}; give 0 to 1.")
 
     def idle(self) -> dict[str, str]:
         """The settings that change nothing beside the others → why."""
-        if not self.samples:
-            names = [field.name for field in fields(self) if field.name != "samples"]
-            return dict.fromkeys(names, "there are no branches (branch.samples is 0)")
+        if not self.branches:
+            names = [field.name for field in fields(self) if field.name != "branches"]
+            return dict.fromkeys(names, "there are no branches (branch.branches is 0)")
         idle = {}
         if self.fusion == "none":
             idle = dict.fromkeys(("latents", "sampler"), "there is no z (branch.fusion is none)")

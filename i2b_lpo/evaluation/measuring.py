@@ -308,7 +308,7 @@ def evaluate(
                 found = None if file is None else read_part(file, generator)
                 if found is None:
                     found = roll_out(
-                        policy, chosen, drawn, samples=count, generator=generator, batch=batch,
+                        policy, chosen, drawn, rollouts=count, generator=generator, batch=batch,
                         reward=reward,
                     )  # fmt: skip
                     if file is not None:

@@ -337,7 +337,7 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
 * ``antithetic``: each distributed as P(z|c), any two correlated by −1/(k−1), the least possible for
   all k; a mirrored pair for k = 2 [D].
 * ``spread``: the farthest k of 8k draws, greedily, by the distance in units of σ_p [D]. The first
-  is a plain draw; the others lie farther out than the prior's own.
+  is an ordinary draw; the others lie farther out than the prior's own.
 * ``standard_normal``: N(0, I) whatever the prefix, a control [D]. Trained priors are several times
   as long, so it is also a quiet one.
 * ``matched``: a random direction with the norm of a draw from P(z|c), the control that is as loud

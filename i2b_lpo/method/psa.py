@@ -211,7 +211,7 @@ class ResidualFusion(Fusion):
 FUSIONS: Mapping[str, type[Fusion]] = MappingProxyType(
     {"psa": PSA, "input": InputFusion, "softmax": SoftmaxFusion, "residual": ResidualFusion}
 )
-"""Fusions by name, all with the constructor ``(shape, d_z)``; "none" is plain re-sampling."""
+"""Fusions by name, all with the constructor ``(shape, d_z)``; "none" is re-sampling without z."""
 
 
 def attend_with_slot(

@@ -29,7 +29,7 @@ from .decoding import (
     decode_branches as decode_branches,
 )
 from .decoding import (
-    read_plain as read_plain,
+    read_without_z as read_without_z,
 )
 from .exporting import (
     export as export,

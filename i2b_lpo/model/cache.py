@@ -104,9 +104,9 @@ def take_rows(cache: Cache, rows: Sequence[int], mask: Tensor) -> list[KeyValues
 
 
 def gather(
-    rows: Sequence[KeyValues], samples: int = 1, injection: Injection | None = None
+    rows: Sequence[KeyValues], copies: int = 1, injection: Injection | None = None
 ) -> tuple[Cache, Tensor]:
-    """One left-padded cache of `rows`, each `samples` times, rows of one source as neighbours.
+    """One left-padded cache of `rows`, each `copies` times, rows of one source as neighbours.
 
     With an injection that has keys, column 0 is the slot of z: one latent a row of the result.
 
@@ -117,7 +117,7 @@ def gather(
         ValueError: there isn't one latent for each row of the result.
     """
     if injection is not None:
-        injection.check_rows(len(rows) * samples)
+        injection.check_rows(len(rows) * copies)
     width = max(map(len, rows))
     slot = int(injection is not None and injection.keys is not None)
     first = rows[0].keys
@@ -132,11 +132,11 @@ def gather(
             states = first.new_zeros(len(rows), first.shape[1], slot + width, first.shape[3])
             for at, row in enumerate(rows):
                 states[at, :, slot + width - len(row) :] = getattr(row, name)[index]
-            states = states.repeat_interleave(samples, 0)
+            states = states.repeat_interleave(copies, 0)
             projected = None if injection is None else getattr(injection, name)
             if projected is not None:
                 states[:, :, 0] = projected[index]
             both.append(states)
         layer.update(*both)
         cache.layers.append(layer)
-    return cache, mask.repeat_interleave(samples, 0)
+    return cache, mask.repeat_interleave(copies, 0)

@@ -1,7 +1,7 @@
 """The one decode loop: batched sampling with a KV cache, entropy and log-probs on the way.
 
 The forward pass is the model's own. Each prompt, and each prefix of a fork, is read once, however
-many samples it gets; rows that have ended leave the batch. Left out on purpose: beam search,
+often it is continued; rows that have ended leave the batch. Left out on purpose: beam search,
 penalties, top-k.
 """
 
@@ -22,7 +22,7 @@ from i2b_lpo.model.inject import check_injectable, injected, slot_mask
 from i2b_lpo.model.padding import left_pad
 from i2b_lpo.model.policy import Policy
 
-__all__ = ["Decoded", "Prefix", "Sampling", "decode", "decode_branches", "read_plain"]
+__all__ = ["Decoded", "Prefix", "Sampling", "decode", "decode_branches", "read_without_z"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What was drawn, one row a sample: B = prompts × samples rows, T = the longest row's tokens.
+    """What was drawn, B = prompts × rollouts rows, T = the longest row's tokens.
 
     Attributes:
         ids: (B, T) new tokens, end token included, then `pad_id`.
@@ -61,7 +61,7 @@ class Decoded:
             temperature 1 where decoding was greedy.
         logprob_t1: (B, T) log π at temperature 1.
         finished: (B,) True if the row drew an end token, False if the length limit cut it off.
-        read: each row's keys and values, of all its tokens but the last, if they were asked for.
+        kv: each row's keys and values, of all its tokens but the last, if they were asked for.
     """
 
     ids: Tensor
@@ -70,7 +70,7 @@ class Decoded:
     logprob: Tensor
     logprob_t1: Tensor
     finished: Tensor
-    read: list[KeyValues] = field(default_factory=list)
+    kv: list[KeyValues] = field(default_factory=list)
 
     @property
     def mask(self) -> Tensor:
@@ -85,12 +85,12 @@ class Prefix:
 
     Attributes:
         ids: all p tokens, prompt included.
-        read: keys and values of at least p − 1 tokens; token number p − 1 (0-based) is read again
+        kv: keys and values of at least p − 1 tokens; token number p − 1 (0-based) is read again
             with z, because its row predicts the first token of the branch (METHOD §4).
     """
 
     ids: tuple[int, ...]
-    read: KeyValues
+    kv: KeyValues
 
 
 @dataclass
@@ -183,12 +183,12 @@ def decode(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
-    samples: int = 1,
+    rollouts: int = 1,
     generator: torch.Generator | None = None,
-    keep_read: bool = False,
+    keep_kv: bool = False,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Decoded:
-    """Continue each prompt `samples` times; rows of one prompt are neighbours.
+    """Continue each prompt `rollouts` times; rows of one prompt are neighbours.
 
     A row's random numbers depend on its place in the call and its step, not on which other rows
     have ended.
@@ -197,9 +197,9 @@ def decode(
         policy: the policy to sample from.
         prompts: token ids, any lengths; none empty.
         sampling: length limit, temperature and top-p.
-        samples: continuations per prompt.
+        rollouts: continuations of each prompt.
         generator: source of randomness; needed unless decoding is greedy.
-        keep_read: return each row's keys and values, which forks continue from.
+        keep_kv: return each row's keys and values, which forks continue from.
         on_step: called after each step with (tokens decoded per row, rows still going).
 
     Raises:
@@ -208,22 +208,22 @@ def decode(
     """
     if not prompts or not all(prompts):
         raise ValueError("decode needs at least one prompt, and every prompt at least one token.")
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; give at least 1.")
+    if rollouts < 1:
+        raise ValueError(f"rollouts is {rollouts}; give at least 1.")
     width = sampling.max_new_tokens
     _check(policy, sampling, [(len(prompt), width) for prompt in prompts], generator)
     ids, mask = (t.to(policy.device) for t in left_pad(prompts, policy.pad_id))
     position = mask.cumsum(-1) - 1
     rows = _Rows(new_cache(), mask, position)
-    # Read every prompt once, then give each sample its own copy of the cache.
+    # Read every prompt once, then give each rollout its own copy of the cache.
     logits = rows.read(policy.model, ids, position.clamp(min=0), ids.shape[1])
-    rows.cache.batch_repeat_interleave(samples)
-    rows.mask = torch.cat([mask, mask.new_ones(len(mask), width)], 1).repeat_interleave(samples, 0)
-    rows.position = position[:, -1:].repeat_interleave(samples, 0)
+    rows.cache.batch_repeat_interleave(rollouts)
+    rows.mask = torch.cat([mask, mask.new_ones(len(mask), width)], 1).repeat_interleave(rollouts, 0)
+    rows.position = position[:, -1:].repeat_interleave(rollouts, 0)
     limits = torch.full((len(rows.mask),), width)
     return _draw_rows(
-        policy, rows, logits.repeat_interleave(samples, 0), limits, sampling, generator,
-        keep_read=keep_read, on_step=on_step,
+        policy, rows, logits.repeat_interleave(rollouts, 0), limits, sampling, generator,
+        keep_kv=keep_kv, on_step=on_step,
     )  # fmt: skip
 
 
@@ -234,20 +234,20 @@ def decode_branches(
     limits: Sequence[int],
     sampling: Sampling,
     *,
-    samples: int = 1,
+    branches: int = 1,
     injection: Injection | None = None,
     generator: torch.Generator | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Decoded:
-    """Continue each prefix `samples` times in one batch, from what has been read of it.
+    """Continue each prefix `branches` times in one batch, from what has been read of it.
 
     Args:
         policy: the policy to sample from.
         prefixes: the tokens before each fork; forks may lie at different depths.
         limits: the most new tokens for each prefix; `sampling.max_new_tokens` bounds them too.
         sampling: temperature and top-p.
-        samples: K branches per prefix; branches of one prefix are neighbours.
-        injection: one latent a branch, in the order of the rows; None is plain re-sampling.
+        branches: K, for each prefix; those of one prefix are neighbours.
+        injection: one latent a branch, in the order of the rows; None is re-sampling without z.
         generator: source of randomness; needed unless decoding is greedy.
         on_step: as in `decode`.
 
@@ -257,27 +257,27 @@ def decode_branches(
     """
     if not prefixes or not all(p.ids for p in prefixes):
         raise ValueError("decode_branches needs at least one prefix, none of them empty.")
-    if len(limits) != len(prefixes) or min(limits) < 1 or samples < 1:
-        raise ValueError("Give each prefix a limit of at least 1 token, and at least 1 sample.")
+    if len(limits) != len(prefixes) or min(limits) < 1 or branches < 1:
+        raise ValueError("Give each prefix a limit of at least 1 token, and at least 1 branch.")
     width = min(max(limits), sampling.max_new_tokens)
     sizes = [(len(p.ids), min(n, width)) for p, n in zip(prefixes, limits, strict=True)]
     _check(policy, sampling, sizes, generator)
     if injection is not None:
         check_injectable(policy.model, injection)
-    read = [prefix.read.crop(len(prefix.ids) - 1) for prefix in prefixes]
-    cache, mask = gather(read, samples, injection)
+    kv = [prefix.kv.crop(len(prefix.ids) - 1) for prefix in prefixes]
+    cache, mask = gather(kv, branches, injection)
     device, batch, columns = policy.device, len(mask), mask.shape[1] + 1
     position = mask.sum(-1, keepdim=True)  # of the token that is read again
     rows = _Rows(cache, torch.cat([mask, mask.new_ones(batch, 1 + width)], 1), position, injection)
     ids = torch.tensor([[prefix.ids[-1]] for prefix in prefixes], device=device)
-    logits = rows.read(policy.model, ids.repeat_interleave(samples, 0), position, columns)
+    logits = rows.read(policy.model, ids.repeat_interleave(branches, 0), position, columns)
     rows.since = 1
-    most = torch.tensor(limits).clamp(max=width).repeat_interleave(samples)
+    most = torch.tensor(limits).clamp(max=width).repeat_interleave(branches)
     return _draw_rows(policy, rows, logits, most, sampling, generator, on_step=on_step)
 
 
 @torch.no_grad()
-def read_plain(
+def read_without_z(
     policy: Policy, rows: Sequence[KeyValues], segments: Sequence[Sequence[int]]
 ) -> list[KeyValues]:
     """Read one more segment of tokens after each row, without z and in one batch.
@@ -302,7 +302,7 @@ def _draw_rows(
     sampling: Sampling,
     generator: torch.Generator | None,
     *,
-    keep_read: bool = False,
+    keep_kv: bool = False,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Decoded:
     """Draw tokens, (B, V) logits first, until each row has ended or reached its limit."""
@@ -316,7 +316,7 @@ def _draw_rows(
     finished = torch.zeros(batch, dtype=torch.bool, device=device)
     eos = torch.tensor(policy.eos_ids, device=device)
     live = torch.arange(batch, device=device)  # the rows still in the batch
-    read: list[KeyValues | None] = [None] * batch
+    kv: list[KeyValues | None] = [None] * batch
     step = 0
     while True:
         log_p = logits[:, : policy.vocab_size].to(work).log_softmax(-1)  # (b, V)
@@ -349,11 +349,11 @@ def _draw_rows(
         leaves = ended | (lengths[live] == step)
         columns = prompt_width + step  # with the token just drawn, which hasn't been read yet
         if leaves.any():
-            if keep_read:
+            if keep_kv:
                 tokens = rows.mask[:, : columns - 1].bool()
                 gone = leaves.nonzero()[:, 0].tolist()
                 for row, kept in zip(gone, take_rows(rows.cache, gone, tokens), strict=True):
-                    read[int(live[row])] = kept
+                    kv[int(live[row])] = kept
             keep = (~leaves).nonzero()[:, 0]
             live, token = live[keep], token[keep]
             rows.select(keep)
@@ -365,5 +365,5 @@ def _draw_rows(
         logits = rows.read(policy.model, token[:, None], rows.position, columns)
         rows.since += 1
     out_ids, out = out_ids[:, :step], out[:, :, :step]
-    kept_rows = [row for row in read if row is not None]
+    kept_rows = [row for row in kv if row is not None]
     return Decoded(out_ids, lengths, out[0], out[1], out[2], finished, kept_rows)

@@ -163,8 +163,8 @@ def method_steps(grpo: Mapping[str, Any], ours: Mapping[str, Any]) -> list[tuple
         grpo: `RunConfig.to_json()` of the GRPO run.
         ours: the same of the I²B-LPO run.
     """
-    many, roots = (c.get("rollout", {}).get("samples", "several") for c in (grpo, ours))
-    branches = ours.get("branch", {}).get("samples", "several")
+    many, roots = (c.get("rollout", {}).get("rollouts", "several") for c in (grpo, ours))
+    branches = ours.get("branch", {}).get("branches", "several")
     kept = ours.get("ib", {}).get("keep", "some")
     alpha = ours.get("grpo", {}).get("alpha", "α")
     temperature = grpo.get("rollout", {}).get("temperature", 1.0)

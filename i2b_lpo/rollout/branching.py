@@ -16,7 +16,7 @@ from i2b_lpo.method.entropy import FORK_RULES, choose_fork
 from i2b_lpo.method.latent import SAMPLERS
 from i2b_lpo.method.psa import FUSIONS
 from i2b_lpo.model.cache import KeyValues
-from i2b_lpo.model.decoding import Prefix, Sampling, decode_branches, read_plain
+from i2b_lpo.model.decoding import Prefix, Sampling, decode_branches, read_without_z
 from i2b_lpo.model.policy import Policy
 from i2b_lpo.model.steering import Steering
 from i2b_lpo.rollout.rollouts import Reward, records, sample, verified
@@ -40,7 +40,7 @@ def grow_trees(
     sampling: Sampling,
     config: BranchConfig,
     *,
-    samples: int,
+    rollouts: int,
     steering: Steering | None = None,
     generator: torch.Generator,
     batch: int = 128,
@@ -54,7 +54,7 @@ def grow_trees(
         questions: what to ask.
         sampling: length limit of a whole trajectory, temperature and top-p.
         config: K, rounds, fork rule, fusion and sampler.
-        samples: M rollouts a question.
+        rollouts: M, for each question.
         steering: the policy's latents; not needed for the fusion "none".
         generator: source of all randomness (on the CPU).
         batch: rows decoded at a time, at least one question's; it bounds the memory.
@@ -68,24 +68,24 @@ def grow_trees(
         ValueError: M below 1; an unknown fork rule, fusion or sampler; no steering, or one of
             another fusion than `config` names.
     """
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; give at least 1.")
+    if rollouts < 1:
+        raise ValueError(f"rollouts is {rollouts}; give at least 1.")
     _check(config, steering)
     trees: list[Trace] = []
-    width = max(1, batch // (samples * max(1, config.samples**config.rounds)))
+    width = max(1, batch // (rollouts * max(1, config.branches**config.rounds)))
     for begin in range(0, len(questions), width):
         part = questions[begin : begin + width]
-        found, read = sample(
+        found, kv = sample(
             policy,
             part,
             sampling,
-            samples=samples,
+            rollouts=rollouts,
             generator=generator,
-            keep_read=config.samples > 0,
+            keep_kv=config.branches > 0,
         )
-        if config.samples:
-            places = [(tree, i) for tree in range(len(part)) for i in range(samples)]
-            roots = dict(zip(places, read, strict=True))
+        if config.branches:
+            places = [(tree, i) for tree in range(len(part)) for i in range(rollouts)]
+            roots = dict(zip(places, kv, strict=True))
             found = branch_out(policy, found, roots, sampling, config, steering, generator)
         trees += verified(found, reward)
         if on_batch is not None:
@@ -94,7 +94,7 @@ def grow_trees(
 
 
 def _check(config: BranchConfig, steering: Steering | None) -> None:
-    if not config.samples:
+    if not config.branches:
         return
     if config.rule not in FORK_RULES:
         raise ValueError(
@@ -138,7 +138,7 @@ def choose_forks(
 def branch_out(
     policy: Policy,
     trees: Sequence[Trace],
-    read: dict[tuple[int, int], KeyValues],
+    kv: dict[tuple[int, int], KeyValues],
     sampling: Sampling,
     config: BranchConfig,
     steering: Steering | None,
@@ -151,7 +151,7 @@ def branch_out(
     Args:
         policy: the policy to sample from.
         trees: traces that hold only roots.
-        read: (tree, trajectory) → what the policy read of that root.
+        kv: (tree, trajectory) → the keys and values of that root.
         sampling: as in `grow_trees`; `max_new_tokens` bounds the whole trajectory.
         config: K, rounds, fork rule, fusion and sampler.
         steering: latents for the fusion; None re-samples.
@@ -167,7 +167,7 @@ def branch_out(
     grown = list(trees)
     latest = [(i, j) for i, tree in enumerate(trees) for j in range(len(tree.rollouts))]
     refed = [0] * len(grown)
-    plain = dict(read)  # what was read without z, of a prefix of each trajectory
+    kv = dict(kv)  # made without z, of a prefix of each trajectory
     for number in range(1, config.rounds + 1):
         if forks is not None and number == 1:
             chosen = list(forks)
@@ -177,14 +177,14 @@ def branch_out(
             (*grown[f.tree].prompt_ids, *grown[f.tree].rollouts[f.parent].ids[: f.t])
             for f in chosen
         ]
-        rows = [plain[f.tree, f.parent] for f in chosen]
+        rows = [kv[f.tree, f.parent] for f in chosen]
         # A branch's own tokens were read with its z: read them again without.
         short = [
             i for i, (c, row) in enumerate(zip(whole, rows, strict=True)) if len(row) < len(c) - 1
         ]
         if short:
             segments = [whole[i][len(rows[i]) : -1] for i in short]
-            again = read_plain(policy, [rows[i] for i in short], segments)
+            again = read_without_z(policy, [rows[i] for i in short], segments)
             for i, segment, row in zip(short, segments, again, strict=True):
                 rows[i] = row
                 refed[chosen[i].tree] += len(segment)
@@ -193,7 +193,7 @@ def branch_out(
             policy, grown, chosen, prefixes, number, sampling, config, steering, generator
         )
         for at, key in enumerate(latest):
-            plain[key] = prefixes[at // config.samples].read
+            kv[key] = prefixes[at // config.branches].kv
     rule = config.rule if forks is None else "given"
     return [
         replace(t, meta=t.meta | {"fork_rule": rule, "sampler": config.sampler, "refed_tokens": n})
@@ -219,7 +219,7 @@ def _grow(
         drawn = steering.draw(
             policy,
             [prefix.ids for prefix in prefixes],
-            config.samples,
+            config.branches,
             sampler=config.sampler,
             generator=generator,
         )
@@ -230,14 +230,14 @@ def _grow(
         prefixes,
         [sampling.max_new_tokens - fork.t for fork in forks],
         sampling,
-        samples=config.samples,
+        branches=config.branches,
         injection=injection,
         generator=generator,
     )
     added: list[list[Rollout]] = [list(tree.rollouts) for tree in trees]
     where = []
     for at, own in enumerate(records(policy, decoded)):
-        fork = forks[at // config.samples]
+        fork = forks[at // config.branches]
         branch = Branch(fork.parent, p=len(trees[fork.tree].prompt_ids) + fork.t, round=number)
         if steering is not None and z is not None:
             strength = steering.strength

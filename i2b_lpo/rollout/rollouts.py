@@ -24,34 +24,34 @@ def roll_out(
     questions: Sequence[Question],
     sampling: Sampling,
     *,
-    samples: int = 1,
+    rollouts: int = 1,
     generator: torch.Generator | None = None,
     batch: int = 128,
     on_batch: Callable[[int], None] | None = None,
     reward: Reward | None = None,
 ) -> list[Trace]:
-    """Sample `samples` verified rollouts for each question.
+    """Sample `rollouts` verified rollouts for each question.
 
     Args:
         policy: the policy to sample from.
         questions: what to ask; their answers are what the rollouts are verified against.
         sampling: length limit, temperature and top-p.
-        samples: rollouts a question.
+        rollouts: M, for each question.
         generator: source of randomness; needed unless decoding is greedy.
-        batch: rows decoded at a time (at least one question's samples); it bounds the memory.
+        batch: rows decoded at a time (at least one question's rollouts); it bounds the memory.
         on_batch: called after each batch with the number of questions it finished.
         reward: takes the place of the verifier.
 
     Returns:
         One trace a question; every rollout has `reward` 1.0 or 0.0 and the verdict's `reason`.
     """
-    if samples < 1:
-        raise ValueError(f"samples is {samples}; give at least 1.")
+    if rollouts < 1:
+        raise ValueError(f"rollouts is {rollouts}; give at least 1.")
     traces: list[Trace] = []
-    width = max(1, batch // samples)
+    width = max(1, batch // rollouts)
     for start in range(0, len(questions), width):
         part = questions[start : start + width]
-        found, _ = sample(policy, part, sampling, samples=samples, generator=generator)
+        found, _ = sample(policy, part, sampling, rollouts=rollouts, generator=generator)
         traces += verified(found, reward)
         if on_batch is not None:
             on_batch(len(part))
@@ -63,32 +63,32 @@ def sample(
     questions: Sequence[Question],
     sampling: Sampling,
     *,
-    samples: int,
+    rollouts: int,
     generator: torch.Generator | None,
-    keep_read: bool = False,
+    keep_kv: bool = False,
 ) -> tuple[list[Trace], list[KeyValues]]:
     """Rollouts of all questions in one batch, not yet verified.
 
     Returns:
-        One trace a question, and with `keep_read` the keys and values of each rollout, in order.
+        One trace a question, and with `keep_kv` the keys and values of each rollout, in order.
     """
     prompts = policy.prompts(questions, max_new_tokens=sampling.max_new_tokens)
     decoded = decode(
-        policy, prompts, sampling, samples=samples, generator=generator, keep_read=keep_read
+        policy, prompts, sampling, rollouts=rollouts, generator=generator, keep_kv=keep_kv
     )
-    rollouts = records(policy, decoded)
+    found = records(policy, decoded)
     traces = [
         Trace(
             question=question,
             prompt_ids=tuple(prompt),
-            rollouts=tuple(rollouts[at * samples : (at + 1) * samples]),
+            rollouts=tuple(found[at * rollouts : (at + 1) * rollouts]),
             policy=policy.name,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
         )
         for at, (question, prompt) in enumerate(zip(questions, prompts, strict=True))
     ]
-    return traces, decoded.read
+    return traces, decoded.kv
 
 
 def records(policy: Policy, decoded: Decoded) -> list[Rollout]:

@@ -2,13 +2,13 @@ from .batch import (
     Batch as Batch,
 )
 from .batch import (
-    Sample as Sample,
+    Trajectory as Trajectory,
 )
 from .batch import (
     pack as pack,
 )
 from .batch import (
-    samples_of as samples_of,
+    trajectories_of as trajectories_of,
 )
 from .checkpoint import (
     Checkpoint as Checkpoint,
@@ -47,10 +47,10 @@ from .loop import (
     StepRecord as StepRecord,
 )
 from .loop import (
-    reward_table as reward_table,
+    advantages_of as advantages_of,
 )
 from .loop import (
-    score as score,
+    reward_table as reward_table,
 )
 from .loop import (
     select as select,

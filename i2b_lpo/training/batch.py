@@ -1,4 +1,4 @@
-"""From traces to tensors: samples with advantages → padded batches (METHOD §6)."""
+"""From traces to tensors: trajectories with advantages → padded batches (METHOD §6)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from i2b_lpo.model.padding import mark, right_pad
 from i2b_lpo.trace import Rollout, Trace
 
-__all__ = ["Batch", "Sample", "pack", "samples_of"]
+__all__ = ["Batch", "Trajectory", "pack", "trajectories_of"]
 
 
 @dataclass(frozen=True)
-class Sample:
+class Trajectory:
     """One trajectory as the update sees it.
 
     Attributes:
@@ -53,10 +53,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples as right-padded tensors, (B, T); `mask` is True on new tokens only.
+    """Trajectories as right-padded tensors, (B, T); `mask` is True on new tokens only.
 
     `weights` multiply the surrogate, `since` is s (negative before the fork and on roots), `z` the
-    latents, (B, d_z); None if no sample has one or all are trained without.
+    latents, (B, d_z); None if no trajectory has one or all are trained without.
     """
 
     input_ids: Tensor
@@ -69,43 +69,49 @@ class Batch:
     z: Tensor | None = None
 
 
-def samples_of(
-    traces: Sequence[Trace], scores: Tensor, *, dropped: Sequence[bool] | None = None
-) -> list[Sample]:
-    """Pair every trajectory with its advantage; `scores` is (Q, G), `dropped` one flag a group.
+def trajectories_of(
+    traces: Sequence[Trace], advantages: Tensor, *, dropped: Sequence[bool] | None = None
+) -> list[Trajectory]:
+    """Pair every trajectory with its advantage; `advantages` is (Q, G), `dropped` one flag a group.
 
     A trajectory that the filter pruned is dropped too.
     """
     flags = dropped or [False] * len(traces)
-    samples = []
-    for trace, row, flag in zip(traces, scores.tolist(), flags, strict=True):
+    trajectories = []
+    for trace, row, flag in zip(traces, advantages.tolist(), flags, strict=True):
         for i, (rollout, advantage) in enumerate(zip(trace.rollouts, row, strict=True)):
             out = flag or not rollout.kept
-            samples.append(
-                Sample(trace.prompt_ids, rollout, 0.0 if out else advantage, out, trace.start(i))
+            trajectories.append(
+                Trajectory(
+                    trace.prompt_ids, rollout, 0.0 if out else advantage, out, trace.start(i)
+                )
             )
-    return samples
+    return trajectories
 
 
-def pack(samples: Sequence[Sample], pad_id: int, device: torch.device | str = "cpu") -> Batch:
-    """Right-pad samples into one batch. Positions line up: column t of every tensor is token t."""
-    ids, attention = right_pad([(*s.prompt_ids, *s.rollout.ids) for s in samples], pad_id)
+def pack(
+    trajectories: Sequence[Trajectory], pad_id: int, device: torch.device | str = "cpu"
+) -> Batch:
+    """Right-pad trajectories into one batch: column t of every tensor is token t."""
+    ids, attention = right_pad([(*s.prompt_ids, *s.rollout.ids) for s in trajectories], pad_id)
     width = ids.shape[1]
-    mask = mark([(len(s) - s.new_tokens, len(s)) for s in samples], width).bool()
+    mask = mark([(len(s) - s.new_tokens, len(s)) for s in trajectories], width).bool()
     old, factors = torch.zeros(ids.shape), torch.ones(ids.shape)
     since = torch.full(ids.shape, -1)
-    size = max((len(s.z) for s in samples), default=0)
-    z = torch.zeros(len(samples), size, dtype=torch.float64)  # as recorded; the fusion narrows it
-    for row, sample in enumerate(samples):
-        own = sample.old_logprobs or sample.rollout.logprobs[sample.start :]
+    size = max((len(s.z) for s in trajectories), default=0)
+    z = torch.zeros(
+        len(trajectories), size, dtype=torch.float64
+    )  # as recorded; the fusion narrows it
+    for row, trajectory in enumerate(trajectories):
+        own = trajectory.old_logprobs or trajectory.rollout.logprobs[trajectory.start :]
         old[row, mask[row]] = torch.tensor(own)
-        if sample.weights is not None:
-            factors[row, mask[row]] = torch.tensor(sample.weights)
-        branch = sample.rollout.branch
+        if trajectory.weights is not None:
+            factors[row, mask[row]] = torch.tensor(trajectory.weights)
+        branch = trajectory.rollout.branch
         if branch is not None and branch.z:
             since[row] = torch.arange(width) - (branch.p - 1)
             z[row] = torch.tensor(branch.z, dtype=torch.float64)
-    advantages = torch.tensor([sample.advantage for sample in samples])
+    advantages = torch.tensor([trajectory.advantage for trajectory in trajectories])
     return Batch(
         input_ids=ids.to(device),
         attention_mask=attention.to(device),

@@ -118,7 +118,7 @@ def collect(
             source,
             asked,
             Sampling(config.max_new_tokens, config.temperature),
-            samples=config.samples,
+            rollouts=config.rollouts,
             generator=generator,
             batch=batch,
             on_batch=bar.update,

@@ -47,7 +47,7 @@ from i2b_lpo.rollout.rollouts import Reward
 from i2b_lpo.rollout.scoring import filter_traces, score_traces
 from i2b_lpo.tasks.loading import Task, without_long_prompts
 from i2b_lpo.trace import Trace
-from i2b_lpo.training.batch import samples_of
+from i2b_lpo.training.batch import trajectories_of
 from i2b_lpo.training.checkpoint import (
     CHECKPOINTS,
     METRICS,
@@ -58,7 +58,7 @@ from i2b_lpo.training.checkpoint import (
 from i2b_lpo.training.processes import gathered, launcher_gone, together, unsharded
 from i2b_lpo.training.updating import Learner, build_learner, update, variant_of, without_z
 
-__all__ = ["StepRecord", "reward_table", "score", "select", "train", "train_step"]
+__all__ = ["StepRecord", "advantages_of", "reward_table", "select", "train", "train_step"]
 
 LATENTS = "latents"
 FIRST = 3  # steps after which a run that has earned nothing says so
@@ -90,7 +90,7 @@ def reward_table(traces: Sequence[Trace], *, step: int = 0) -> Tensor:
     return torch.tensor([[r.reward for r in t.rollouts] for t in traces], dtype=torch.float32)
 
 
-def score(
+def advantages_of(
     traces: Sequence[Trace], rewards: Tensor, config: RunConfig, *, kept: Tensor | None = None
 ) -> Tensor:
     """Advantages (Q, G) as the variant takes them, overlong penalty included.
@@ -108,14 +108,16 @@ def score(
     return advantages(rewards, scale=variant.scale)
 
 
-def select(traces: Sequence[Trace], scores: Tensor, learner: Learner) -> tuple[list[Trace], Tensor]:
+def select(
+    traces: Sequence[Trace], advantages: Tensor, learner: Learner
+) -> tuple[list[Trace], Tensor]:
     """S_IB of every trajectory and the filter; advantages again if asked for (METHOD §5).
 
     Advantages are of all G, then come scores, then the filter [D].
     """
     config = learner.config
     if config.ib.estimator == "none":
-        return list(traces), scores
+        return list(traces), advantages
     with learner.accelerator.autocast():
         scored = score_traces(
             learner.policy, traces, config.ib, micro_tokens=config.grpo.micro_tokens
@@ -123,8 +125,8 @@ def select(traces: Sequence[Trace], scores: Tensor, learner: Learner) -> tuple[l
     filtered = filter_traces(scored, config.ib)
     if config.ib.renormalise:
         kept = torch.tensor([[r.kept for r in t.rollouts] for t in filtered])
-        scores = score(filtered, reward_table(filtered), config, kept=kept)
-    return filtered, scores
+        advantages = advantages_of(filtered, reward_table(filtered), config, kept=kept)
+    return filtered, advantages
 
 
 @contextmanager
@@ -176,7 +178,7 @@ def _train_step(
                 questions,
                 Sampling(settings.max_new_tokens, settings.temperature, settings.top_p),
                 config.branch,
-                samples=settings.samples,
+                rollouts=settings.rollouts,
                 steering=learner.steering,
                 generator=torch.Generator().manual_seed(seed),
                 batch=settings.batch,
@@ -184,15 +186,15 @@ def _train_step(
             )
         sampled = time.perf_counter()
         rewards = reward_table(traces, step=step)
-        traces, scores = select(traces, score(traces, rewards, config), learner)
+        traces, found = select(traces, advantages_of(traces, rewards, config), learner)
     selected = time.perf_counter()
     drop = ~informative_groups(rewards) & variant.drop_uniform
-    samples = samples_of(traces, scores, dropped=drop.tolist())
+    trajectories = trajectories_of(traces, found, dropped=drop.tolist())
     if config.grpo.logprob == "plain":  # π_old is the policy before the first of the updates
-        samples = without_z(learner, samples)
+        trajectories = without_z(learner, trajectories)
     parts, size = [], rewards.shape[1]
     for part in range(config.grpo.updates):  # whole groups: every updates-th question
-        chosen = [s for i, s in enumerate(samples) if i // size % config.grpo.updates == part]
+        chosen = [t for i, t in enumerate(trajectories) if i // size % config.grpo.updates == part]
         parts.append(update(learner, chosen, step=step))
     metrics = {name: fmean(p[name] for p in parts) for name in parts[0]}
     metrics["trained_tokens"] *= len(parts)  # the one that is a sum
@@ -201,7 +203,7 @@ def _train_step(
         seconds["score"] = selected - sampled
     metrics = {"step": float(step), **_summary(gather_object(traces), task), **metrics}
     metrics |= {f"{name}_seconds": round(value, 3) for name, value in seconds.items()}
-    return StepRecord(traces, rewards, scores, metrics)
+    return StepRecord(traces, rewards, found, metrics)
 
 
 def _summary(traces: Sequence[Trace], task: Task) -> dict[str, float]:
@@ -282,7 +284,7 @@ def train(
             "--resume goes on with the run in --output (in Python: resume=, output=); name its "
             "folder."
         )
-    if steering is None and config.branch.samples and config.branch.fusion != "none":
+    if steering is None and config.branch.branches and config.branch.fusion != "none":
         steering = load_steering(policy, config.branch.latents or None, run=config)
     task = without_long_prompts(
         task,
@@ -364,7 +366,7 @@ def _why_nothing(reasons: Counter[str], limit: int) -> str:
     return (
         f"No trajectory of the first steps earned a reward, so nothing has been learnt yet. Of "
         f"{count}, {told}. If texts and gold answers are as they should be, the questions are too "
-        "hard for the policy as it is: take easier ones, more rollout.samples or a stronger policy."
+        "hard for the policy as it is: take easier ones, more rollouts or a stronger policy."
     )
 
 

@@ -1,4 +1,4 @@
-"""The GRPO update: samples with advantages → packed micro-batches → one optimizer step.
+"""The GRPO update: trajectories with advantages → packed micro-batches → one optimizer step.
 
 Where time is usually lost and isn't here: padding (documents of like length share a micro-batch),
 groups of equal reward (their gradient is exactly zero, so they take no pass), and a second pass for
@@ -30,7 +30,7 @@ from i2b_lpo.model.padding import micro_batches
 from i2b_lpo.model.policy import Policy
 from i2b_lpo.model.steering import Steering
 from i2b_lpo.trace import Rollout
-from i2b_lpo.training.batch import Batch, Sample, pack
+from i2b_lpo.training.batch import Batch, Trajectory, pack
 from i2b_lpo.training.processes import agree, gathered, put_gradients, shard, together, unsharded
 
 __all__ = [
@@ -160,8 +160,8 @@ def build_learner(
     return Learner(policy, config, accelerator, scorer, accelerator.prepare(optimizer), steering)
 
 
-# A sample of the smallest size.
-_IDLE = Sample((0,), Rollout((0,), ("",), (0.0,), (0.0,), (0.0,), "", False), 0.0)
+# A trajectory of the smallest size.
+_IDLE = Trajectory((0,), Rollout((0,), ("",), (0.0,), (0.0,), (0.0,), "", False), 0.0)
 
 
 def _trained(scorer: nn.Module) -> list[nn.Parameter]:
@@ -176,11 +176,11 @@ def variant_of(config: RunConfig) -> Variant:
     return VARIANTS[name]
 
 
-def without_z(learner: Learner, samples: Sequence[Sample]) -> list[Sample]:
+def without_z(learner: Learner, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     """Prepare branches for `plain` training: π_old without z, and each token's weight.
 
     The weight is the detached min(C, π_old(o_t|q,o_<t) / π_old(o_t|q,o_<t,z)), both at the sampling
-    temperature (METHOD §6). Samples without z, and those of advantage 0, stay as they are.
+    temperature (METHOD §6). Trajectories without z, and those of advantage 0, stay as they are.
 
     π_old is the policy as it is now, so call it once for a batch, before the first update on any
     part of it. All processes take part. Where memory runs out, all passes are made again with half
@@ -189,49 +189,51 @@ def without_z(learner: Learner, samples: Sequence[Sample]) -> list[Sample]:
     Raises:
         OutOfMemory: one trajectory alone doesn't fit.
     """
-    steered = [i for i, s in enumerate(samples) if s.advantage and s.z]
+    steered = [i for i, s in enumerate(trajectories) if s.advantage and s.z]
     measured = halving(
-        lambda tokens: _plain_logprobs(learner, [samples[i] for i in steered], tokens),
+        lambda tokens: _plain_logprobs(learner, [trajectories[i] for i in steered], tokens),
         learner.config.grpo.micro_tokens,
         agree=partial(agree, learner.accelerator),
     )
-    ready, cap = list(samples), learner.config.grpo.ratio_cap
+    ready, cap = list(trajectories), learner.config.grpo.ratio_cap
     for i, plain in zip(steered, measured, strict=True):
-        own = plain.new_tensor(samples[i].rollout.logprobs[samples[i].start :])
+        own = plain.new_tensor(trajectories[i].rollout.logprobs[trajectories[i].start :])
         weight = (plain - own).exp().clamp(max=cap)
         ready[i] = replace(
-            samples[i], old_logprobs=tuple(plain.tolist()), weights=tuple(weight.tolist())
+            trajectories[i], old_logprobs=tuple(plain.tolist()), weights=tuple(weight.tolist())
         )
     return ready
 
 
-def _plain_logprobs(learner: Learner, samples: Sequence[Sample], tokens: int) -> list[Tensor]:
-    """Log π without z of each sample's own tokens, float64, in passes of at most `tokens`."""
+def _plain_logprobs(
+    learner: Learner, trajectories: Sequence[Trajectory], tokens: int
+) -> list[Tensor]:
+    """Log π without z of each trajectory's own tokens, float64, in passes of at most `tokens`."""
     policy, found = learner.policy, dict[int, Tensor]()
     scorer = TokenScorer(policy, learner.config.rollout.temperature)
     with torch.no_grad(), unsharded(learner.scorer):
-        for rows in micro_batches(range(len(samples)), tokens, lambda i: len(samples[i])):
-            part = [samples[i] for i in rows]
+        for rows in micro_batches(range(len(trajectories)), tokens, lambda i: len(trajectories[i])):
+            part = [trajectories[i] for i in rows]
             with _one_pass(part), learner.accelerator.autocast():
                 batch = pack(part, policy.pad_id, policy.device)
                 logp, _ = scorer(batch)
             found |= {i: logp[at][batch.mask[at]].double() for at, i in enumerate(rows)}
-    return [found[i] for i in range(len(samples))]
+    return [found[i] for i in range(len(trajectories))]
 
 
-def _refuse_foreign(learner: Learner, samples: Sequence[Sample]) -> None:
-    """Refuse samples with z that the learner would score by another π than their own."""
+def _refuse_foreign(learner: Learner, trajectories: Sequence[Trajectory]) -> None:
+    """Refuse trajectories with z that the learner would score by another π than their own."""
     plain, steering = learner.config.grpo.logprob == "plain", learner.steering
     own = None
     if steering is not None:
         strength = steering.strength
         own = steering.fusion_name, strength.gamma, strength.decay, steering.version
-    for sample in samples:
-        branch = sample.rollout.branch
+    for trajectory in trajectories:
+        branch = trajectory.rollout.branch
         if branch is None or not branch.z:
             continue
-        ready = sample.weights is not None
-        if plain and sample.advantage and not ready:
+        ready = trajectory.weights is not None
+        if plain and trajectory.advantage and not ready:
             raise ValueError(
                 "A branch with z isn't ready for grpo.logprob plain; call without_z on the whole "
                 "batch, once, before its first update."
@@ -239,7 +241,7 @@ def _refuse_foreign(learner: Learner, samples: Sequence[Sample]) -> None:
         if not plain and ready:
             raise ValueError(
                 "A branch was prepared by without_z, and grpo.logprob latent trains it with its z; "
-                "give the samples as they were drawn."
+                "give the trajectories as they were drawn."
             )
         drawn = branch.fusion, branch.gamma, branch.decay, branch.version
         if plain or drawn == own:
@@ -257,18 +259,20 @@ def _latents(fusion: str, gamma: float, decay: float | None, version: int) -> st
     return f"fusion {fusion}, γ_0 = {gamma}, s_0 = {decay}, latents of version {known}"
 
 
-def _one_pass(samples: Sequence[Sample]) -> AbstractContextManager[None]:
-    return one_pass(len(samples), len(samples) * max(map(len, samples)))
+def _one_pass(trajectories: Sequence[Trajectory]) -> AbstractContextManager[None]:
+    return one_pass(len(trajectories), len(trajectories) * max(map(len, trajectories)))
 
 
 # --- the optimizer step -------------------------------------------------------------------------
 
 
-def update(learner: Learner, samples: Sequence[Sample], *, step: int = 0) -> dict[str, float]:
-    """One optimizer step on `samples`; returns its metrics (loss, gradient norm, clipping).
+def update(
+    learner: Learner, trajectories: Sequence[Trajectory], *, step: int = 0
+) -> dict[str, float]:
+    """One optimizer step on `trajectories`; returns its metrics (loss, gradient norm, clipping).
 
-    A sample of advantage 0 counts in the denominator and takes no pass: both its surrogate and its
-    self-reward α A H have no gradient. If none is left on any process, no step is taken. Where
+    A trajectory of advantage 0 counts in the denominator and takes no pass: both its surrogate and
+    its self-reward α A H have no gradient. If none is left on any process, no step is taken. Where
     memory runs out, all passes are made again with half the tokens each.
 
     Raises:
@@ -288,8 +292,8 @@ def update(learner: Learner, samples: Sequence[Sample], *, step: int = 0) -> dic
     if any(p is not q for p, q in zip(_trained(learner.scorer), stepped, strict=True)):
         raise RuntimeError("The optimizer holds the sharded weights: leave `unsharded` first.")
     with together(accelerator):
-        _refuse_foreign(learner, samples)
-    kept = [sample for sample in samples if not sample.dropped]
+        _refuse_foreign(learner, trajectories)
+    kept = [trajectory for trajectory in trajectories if not trajectory.dropped]
     count = {
         "token": sum(s.new_tokens for s in kept),
         "sequence": len(kept),
@@ -319,7 +323,7 @@ def update(learner: Learner, samples: Sequence[Sample], *, step: int = 0) -> dic
 
 
 def _passes(
-    learner: Learner, samples: Sequence[Sample], tokens: int, normaliser: float, step: int
+    learner: Learner, trajectories: Sequence[Trajectory], tokens: int, normaliser: float, step: int
 ) -> tuple[Tensor, list[Tensor | None]]:
     """All passes of this process, at most `tokens` padded tokens each; nothing is left behind.
 
@@ -333,7 +337,7 @@ def _passes(
         try:
             scorer.zero_grad(set_to_none=True)  # whatever other code may have left
             scorer.train()
-            for rows in micro_batches(samples, tokens, len):
+            for rows in micro_batches(trajectories, tokens, len):
                 with _one_pass(rows), ExitStack() as hold:
                     batch = pack(rows, policy.pad_id, policy.device)
                     given = {

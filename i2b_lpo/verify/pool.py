@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
-from i2b_lpo.verify import worker
+from i2b_lpo.verify import worker as child
 from i2b_lpo.verify.worker import Outcome
 
 __all__ = ["WorkerPool", "shared_pool"]
@@ -64,7 +64,7 @@ class Worker:
         # A fixed hash seed makes sympy's orderings, hence every verdict, the same in every run.
         # A session of its own: Ctrl-C stops the training loop, and kill() reaches the child's fork.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", worker.__file__, "fork" if forks else "direct"],
+            [sys.executable, "-P", child.__file__, "fork" if forks else "direct"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

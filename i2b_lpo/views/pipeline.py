@@ -16,7 +16,7 @@ __all__ = ["STAGES", "Stage", "training_step"]
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of METHOD §0: its name, what it makes (in lines), and whether plain GRPO lacks it."""
+    """A stage of METHOD §0: its name, what it makes (in lines), and whether GRPO lacks it."""
 
     name: str
     makes: str

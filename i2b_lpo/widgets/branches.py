@@ -47,7 +47,7 @@ class BranchExplorer(Widget):
         seed: of the first tree.
 
     Attributes:
-        example, question, rule, samples, branches, fusion, gamma, decay, seed, grow: the controls
+        example, question, rule, rollouts, branches, fusion, gamma, decay, seed, grow: the controls
             of a new tree; only with a policy.
         first, second: which trajectories are shown.
         tree: the figure that can be clicked.
@@ -130,7 +130,7 @@ class BranchExplorer(Widget):
             ipywidgets.Dropdown, "Fork rule", "How a fork is chosen from the entropies",
             options=list(FORK_RULES),
         )  # fmt: skip
-        self.samples = control(
+        self.rollouts = control(
             ipywidgets.IntSlider, "M, roots", "First rollouts of the question",
             min=1, max=4, value=2,
         )  # fmt: skip
@@ -140,7 +140,7 @@ class BranchExplorer(Widget):
         steering = self._steering
         names = ["none", *([] if steering is None else [steering.fusion_name])]
         self.fusion = control(
-            ipywidgets.Dropdown, "Fusion", "How z enters; none is plain re-sampling",
+            ipywidgets.Dropdown, "Fusion", "How z enters; none re-samples without z",
             options=names, value=names[-1],
         )  # fmt: skip
         strength = None if steering is None else steering.strength
@@ -170,7 +170,7 @@ class BranchExplorer(Widget):
         return [
             self.example,
             self.question,
-            row(self.rule, self.samples, self.branches),
+            row(self.rule, self.rollouts, self.branches),
             row(self.fusion, self.gamma, self.decay),
             row(self.seed, self.grow),
         ]
@@ -196,14 +196,14 @@ class BranchExplorer(Widget):
                 strength = Strength(self.gamma.value, self.decay.value)
                 steering = replace(steering, strength=strength)
             config = BranchConfig(
-                samples=self.branches.value, rule=self.rule.value, fusion=self.fusion.value
+                branches=self.branches.value, rule=self.rule.value, fusion=self.fusion.value
             )
             trees = grow_trees(
                 policy,
                 [question],
                 Sampling(self._limit),
                 config,
-                samples=self.samples.value,
+                rollouts=self.rollouts.value,
                 steering=steering,
                 generator=torch.Generator().manual_seed(self.seed.value),
             )
@@ -268,7 +268,7 @@ class BranchExplorer(Widget):
         head = "Branch explorer of a saved trace. "
         if self._policy is not None:
             head = (
-                f"Branch explorer: fork rule {self.rule.value}, M = {self.samples.value}, "
+                f"Branch explorer: fork rule {self.rule.value}, M = {self.rollouts.value}, "
                 f"K = {self.branches.value}, fusion {self.fusion.value}, seed {self.seed.value}. "
             )
         return visible(head + self._view.describe() + " " + " ".join(told))

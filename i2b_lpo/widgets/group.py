@@ -69,7 +69,7 @@ class GroupDesigner(Widget):
         import torch
 
         from i2b_lpo.method.grpo import VARIANTS, informative_groups
-        from i2b_lpo.training.loop import reward_table, score
+        from i2b_lpo.training.loop import advantages_of, reward_table
 
         pairs = zip(self.trace.rollouts, self.rewards, strict=True)
         rollouts = tuple(replace(rollout, reward=float(box.value)) for rollout, box in pairs)
@@ -81,7 +81,7 @@ class GroupDesigner(Widget):
         rewards = reward_table([self.trace])  # (1, G)
         drops = VARIANTS[self.variant.value].drop_uniform
         self._dropped = drops and not informative_groups(rewards).item()
-        (found,) = 0 * rewards if self._dropped else score([self.trace], rewards, config)
+        (found,) = 0 * rewards if self._dropped else advantages_of([self.trace], rewards, config)
         self.advantages: list[float] = found.tolist()
         self.loss, self.pushes = self._learn(found)
         _, self.weights = self._learn(torch.ones_like(found))

@@ -201,10 +201,12 @@ class TrainingDashboard(Widget):
     def describe(self) -> str:
         """How far the run is, and its curves."""
         config = self._config
-        method = f"{config.branch.samples} branches a fork" if config.branch.samples else "no forks"
+        method = (
+            f"{config.branch.branches} branches a fork" if config.branch.branches else "no forks"
+        )
         curves = "" if self._view is None else f" {self._view.describe()}"
         return visible(
             f"Training dashboard: {config.policy} on {config.task}, {config.questions} questions a "
-            f"step, {config.rollout.samples} rollouts each, {method}; {len(self.history)} of "
+            f"step, {config.rollout.rollouts} rollouts each, {method}; {len(self.history)} of "
             f"{config.steps} steps done. {self.note.text}{curves}"
         )

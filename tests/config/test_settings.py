@@ -58,17 +58,17 @@ OWN = {
     "preset": RunConfig(),
     "7b": preset("qwen2.5-7b"),
     "of the user": replace(
-        preset("tiny"), seed=3, rollout=RolloutConfig(samples=16, top_p=0.9), data="x",
+        preset("tiny"), seed=3, rollout=RolloutConfig(rollouts=16, top_p=0.9), data="x",
         grpo=GRPOConfig(variant="dapo", alpha=0.3, updates=2, micro_tokens=99),
     ),
     "branches of the user": RunConfig(
-        rollout=RolloutConfig(samples=4),
-        branch=BranchConfig(samples=1, rule="argmax", latents="mine"),
+        rollout=RolloutConfig(rollouts=4),
+        branch=BranchConfig(branches=1, rule="argmax", latents="mine"),
         ib=IBConfig(keep=1, cost_weight=0.1),
         grpo=GRPOConfig(train_psa=True, alpha=0.1),
     ),
     "two rounds": RunConfig(
-        rollout=RolloutConfig(samples=4), branch=BranchConfig(samples=2, rounds=2)
+        rollout=RolloutConfig(rollouts=4), branch=BranchConfig(branches=2, rounds=2)
     ),
 }  # fmt: skip
 
@@ -81,15 +81,15 @@ def test_the_last_method_alone_counts(name: str) -> None:
         assert base.with_method(first).with_method(last) == plain[last], (first, last)
     assert {made.group for made in plain.values()} == {base.group}
     grpo, whole = (flat(plain[method]) for method in METHODS)
-    owned = {"rollout.samples", "grpo.alpha", "grpo.train_psa"}
+    owned = {"rollout.rollouts", "grpo.alpha", "grpo.train_psa"}
     owned |= {k for k in grpo if k.startswith(("branch.", "ib."))}
     kept = {k: v for k, v in flat(base).items() if k not in owned}
     for made in (grpo, whole):
         assert {k: v for k, v in made.items() if k not in owned} == kept
     defaults = flat(RunConfig())
-    for key in owned - {"rollout.samples"}:
+    for key in owned - {"rollout.rollouts"}:
         assert grpo[key] == defaults[key], f"not plain GRPO: {key}"
-    assert grpo["rollout.samples"] == base.group
+    assert grpo["rollout.rollouts"] == base.group
 
 
 def test_a_presets_whole_method_goes_back_to_the_preset() -> None:
@@ -100,8 +100,8 @@ def test_a_presets_whole_method_goes_back_to_the_preset() -> None:
 def test_the_groups_size_counts_every_round() -> None:
     sizes = {(1, 1): 8, (3, 1): 16, (2, 2): 28, (0, 3): 4}
     for (branches, rounds), size in sizes.items():
-        branch = BranchConfig(samples=branches, rounds=rounds)
-        assert RunConfig(rollout=RolloutConfig(samples=4), branch=branch).group == size
+        branch = BranchConfig(branches=branches, rounds=rounds)
+        assert RunConfig(rollout=RolloutConfig(rollouts=4), branch=branch).group == size
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_what_is_given_later_counts(tmp_path: Path) -> None:
 
 def test_a_method_beats_the_file_and_set_beats_the_method(tmp_path: Path) -> None:
     write_run(replace(RunConfig(), steps=4), tmp_path, "train")
-    with pytest.warns(UserWarning, match=r"--method i2b-lpo sets anew .*branch\.samples 0 → 3"):
+    with pytest.warns(UserWarning, match=r"--method i2b-lpo sets anew .*branch\.branches 0 → 3"):
         found = compose(
             RunConfig(), file=tmp_path / "run.toml", method="i2b-lpo", sets=["ib.keep=1"],
             named={"branch.latents": "mine"},
@@ -195,7 +195,7 @@ def test_values_are_changed_together() -> None:
     [
         ("train", ["grpo.micro_token=200"], "no setting 'grpo.micro_token'; did you mean grpo.mi"),
         ("train", ["micro_tokens=200"], "no setting 'micro_tokens'; did you mean grpo.micro_"),
-        ("train", ["samples=2"], "did you mean rollout.samples or branch.samples"),
+        ("train", ["rollouts=2"], "did you mean rollout.rollouts or branch.branches"),
         ("train", ["zzz=2"], "no setting 'zzz'; choose one of policy, task, data, device, seed"),
         ("train", ["grpo=2"], "grpo is a section; name one of grpo.variant, grpo.alpha"),
         ("train", ["steps"], "write it like --set steps=VALUE"),
@@ -218,9 +218,9 @@ def test_values_are_changed_together() -> None:
         ("train", ["ib.keep=1"], "ib.keep changes nothing here: nothing is scored"),
         ("train", ["grpo.train_psa=true"], "grpo.train_psa has nothing to train"),
         ("train", ["evaluation.questions=3"], "there is no setting 'evaluation.questions'"),
-        ("train", ["branch.samples=1", "branch.rule=magic"], "Unknown branch.rule 'magic'; choose"),
-        ("train", ["branch.samples=1", "branch.fusion=magic"], "Unknown branch.fusion 'magic'"),
-        ("train", ["branch.samples=1", "branch.sampler=magic"], "Unknown branch.sampler 'magic'"),
+        ("train", ["branch.branches=1", "branch.rule=magic"], "Unknown branch.rule 'magic'"),
+        ("train", ["branch.branches=1", "branch.fusion=magic"], "Unknown branch.fusion 'magic'"),
+        ("train", ["branch.branches=1", "branch.sampler=magic"], "Unknown branch.sampler 'magic'"),
         ("train", ["ib.estimator=magic"], "Unknown ib.estimator 'magic'; choose one of answer_"),
         ("train", ["ib.estimator=answer_information", "ib.filter=x"], "Unknown ib.filter 'x'; cho"),
         ("train", ["grpo.variant=magic"], "Unknown grpo.variant 'magic'; choose one of grpo, "),
@@ -236,15 +236,15 @@ def test_values_are_changed_together() -> None:
         ("train-latents", ["temperature=0"], "temperature is 0.0; give a positive number"),
         ("train-latents", ["task=magic"], "Unknown task 'magic'"),
         ("evaluate", ["split=magic"], "Unknown split 'magic'; choose one of train, validation"),
-        ("evaluate", ["branch.samples=2"], "there is no setting 'branch.samples'; did you mean ro"),
-        ("evaluate", ["rollout.samples=0"], "rollout.samples is 0; give at least 1"),
+        ("evaluate", ["branch.branches=2"], "there is no setting 'branch.branches'"),
+        ("evaluate", ["rollout.rollouts=0"], "rollout.rollouts is 0; give at least 1"),
         ("rollout", ["branch.fusion=input"], "branch.fusion changes nothing here: there are no br"),
-        ("rollout", ["branch.samples=1", "branch.rule=magic"], "Unknown branch.rule 'magic'"),
-        ("rollout", ["branch.samples=1", "branch.latents=no"], "There are no latents for tiny"),
+        ("rollout", ["branch.branches=1", "branch.rule=magic"], "Unknown branch.rule 'magic'"),
+        ("rollout", ["branch.branches=1", "branch.latents=no"], "There are no latents for tiny"),
         ("tour", ["grpo.variant=magic"], "Unknown grpo.variant 'magic'"),
         ("tour", ["grpo.alpha=0.1"], "grpo.alpha is 0.1; the tour's methods set it, leave it out"),
         ("tour", ["grpo.train_psa=true"], "grpo.train_psa has nothing to train"),
-        ("tour", ["rollout.samples=6"], "I²B-LPO needs a multiple of 4"),
+        ("tour", ["rollout.rollouts=6"], "I²B-LPO needs a multiple of 4"),
         ("tour", ["checkpoint.every=5"], "there is no setting 'checkpoint.every'"),
         ("tour", ["policy=tiny-grpo", "latents=nowhere"], "There are no latents for tiny-grpo"),
         ("pretrain", ["tokens=7"], "tokens is 7; give 256 to 16384"),
@@ -324,7 +324,7 @@ def test_a_seed_beyond_the_range_is_refused(
 
 def test_the_largest_seed_trains(home: Path) -> None:
     config = RunConfig(
-        seed=2**32 - 1, steps=1, questions=1, rollout=RolloutConfig(samples=2, max_new_tokens=4)
+        seed=2**32 - 1, steps=1, questions=1, rollout=RolloutConfig(rollouts=2, max_new_tokens=4)
     )
     policy = tiny_policy()
     from test_train import FakeTask
@@ -335,9 +335,9 @@ def test_the_largest_seed_trains(home: Path) -> None:
 
 
 PYTHON = [
-    replace(RunConfig(), branch=BranchConfig(samples=1, rule="magic")),
-    replace(RunConfig(), branch=BranchConfig(samples=1, fusion="magic")),
-    replace(RunConfig(), branch=BranchConfig(samples=1, fusion="none", sampler="magic")),
+    replace(RunConfig(), branch=BranchConfig(branches=1, rule="magic")),
+    replace(RunConfig(), branch=BranchConfig(branches=1, fusion="magic")),
+    replace(RunConfig(), branch=BranchConfig(branches=1, fusion="none", sampler="magic")),
     replace(RunConfig(), ib=IBConfig(estimator="magic")),
     replace(RunConfig(), ib=IBConfig(filter="magic")),
     replace(RunConfig(), grpo=GRPOConfig(variant="magic")),
@@ -380,8 +380,8 @@ def test_a_run_is_repeated_from_its_file(home: Path, tmp_path: Path, capsys: Cap
         (tmp_path / f"{split}.jsonl").write_text(text, encoding="utf-8")
     first, second, other = (tmp_path / name for name in ("first", "second", "other"))
     sets = (
-        "questions=2", "rollout.max_new_tokens=6", "rollout.samples=2", "grpo.variant=dapo",
-        "branch.samples=2", "branch.fraction=0.5", "grpo.micro_tokens=200", "rollout.top_p=0.95",
+        "questions=2", "rollout.max_new_tokens=6", "rollout.rollouts=2", "grpo.variant=dapo",
+        "branch.branches=2", "branch.fraction=0.5", "grpo.micro_tokens=200", "rollout.top_p=0.95",
         "rollout.temperature=0.9", "optimizer.learning_rate=1e-3", "ib.keep=1",
     )  # fmt: skip
     words = [word for text in sets for word in ("--set", text)]
@@ -616,7 +616,7 @@ def option_help(command: str, option: str, capsys: Capture) -> str:
         ("train-latents", "--questions", LatentConfig().questions),
         ("train-latents", "--steps", LatentConfig().steps),
         ("evaluate", "--questions", EvaluateConfig().questions),
-        ("evaluate", "--samples", EvaluateConfig().rollout.samples),
+        ("evaluate", "--samples", EvaluateConfig().rollout.rollouts),
         ("evaluate", "--max-new-tokens", EvaluateConfig().rollout.max_new_tokens),
         ("tour", "--steps", TourConfig().steps),
         ("rollout", "--samples", 1),

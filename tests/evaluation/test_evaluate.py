@@ -330,7 +330,7 @@ def test_an_evaluation_measures_greedy_and_sampled_rollouts() -> None:
     sampling = Sampling(6, 0.9, 0.95)
     result, traces = evaluate(policy, TASK, QUESTIONS, sampling=sampling, samples=2, seed=3)
     generator = torch.Generator().manual_seed(3)
-    assert traces == roll_out(policy, QUESTIONS, sampling, samples=2, generator=generator)
+    assert traces == roll_out(policy, QUESTIONS, sampling, rollouts=2, generator=generator)
     cold = roll_out(policy, QUESTIONS, Sampling(6, temperature=0))
     assert result == measure(traces, TASK, greedy=cold)
     assert [t.question for t in traces] == QUESTIONS

@@ -32,7 +32,7 @@ from i2b_lpo.model.policy import Policy
 from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.rollout.scoring import score_traces
 from i2b_lpo.trace import Branch, Trace
-from i2b_lpo.training.batch import Sample
+from i2b_lpo.training.batch import Trajectory
 from i2b_lpo.training.updating import Learner, build_learner, update, without_z
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
@@ -80,7 +80,7 @@ class Limit:
         raise type(self.error)(*self.error.args)  # a new one, which keeps no traceback
 
 
-def grpo(tokens: int = 400) -> tuple[Learner, list[Sample]]:
+def grpo(tokens: int = 400) -> tuple[Learner, list[Trajectory]]:
     """Attention drops some weights out, so that every pass draws random numbers."""
     config = setting(tokens, alpha=0.1)
     policy = tiny_policy(dtype=torch.float64, attention_dropout=0.25)
@@ -88,7 +88,7 @@ def grpo(tokens: int = 400) -> tuple[Learner, list[Sample]]:
     return build_learner(policy, config), samples
 
 
-def branches(tokens: int = 400, logprob: str = "plain") -> tuple[Learner, list[Sample]]:
+def branches(tokens: int = 400, logprob: str = "plain") -> tuple[Learner, list[Trajectory]]:
     policy, steering = policy_and_steering()
     grpo = replace(CONFIG.grpo, micro_tokens=tokens, logprob=logprob)
     config = replace(CONFIG, grpo=grpo)
@@ -107,7 +107,7 @@ def state_of(learner: Learner) -> dict[str, Tensor]:
 
 
 def three_steps(
-    learner: Learner, samples: Sequence[Sample], limit: Limit | None = None
+    learner: Learner, samples: Sequence[Trajectory], limit: Limit | None = None
 ) -> list[Any]:
     """Metrics and state after each of three updates; memory is short in the second one alone."""
     torch.manual_seed(0)
@@ -125,7 +125,9 @@ def same_run(one: list[Any], two: list[Any]) -> bool:
     return all(a[0] == b[0] and same_bits(a[1], b[1]) for a, b in pairs)
 
 
-def small_in_the_middle(make: Callable[[], tuple[Learner, list[Sample]]], tokens: int) -> list[Any]:
+def small_in_the_middle(
+    make: Callable[[], tuple[Learner, list[Trajectory]]], tokens: int
+) -> list[Any]:
     """The reference: no shortage, but the second update's passes are that small."""
     torch.manual_seed(0)
     learner, samples = make()
@@ -151,7 +153,7 @@ def small_in_the_middle(make: Callable[[], tuple[Learner, list[Sample]]], tokens
     ids=["forward", "twice", "second pass", "backward", "second backward"],
 )
 def test_a_step_is_repeated_in_smaller_passes(
-    make: Callable[[], tuple[Learner, list[Sample]]], limit: Limit
+    make: Callable[[], tuple[Learner, list[Trajectory]]], limit: Limit
 ) -> None:
     limit.passes.clear()
     limit.made.clear()
@@ -296,7 +298,7 @@ def test_advice_where_passes_cannot_shrink() -> None:
 
 def traces_of(policy: Policy) -> list[Trace]:
     generator = torch.Generator().manual_seed(0)
-    return roll_out(policy, QUESTIONS, Sampling(10), samples=4, generator=generator)
+    return roll_out(policy, QUESTIONS, Sampling(10), rollouts=4, generator=generator)
 
 
 @pytest.mark.parametrize("estimator", ["answer_information", "answer_conditioned"])
@@ -374,11 +376,11 @@ def test_memory_that_really_runs_out() -> None:
 # --- not finite ---------------------------------------------------------------------------------
 
 
-def of_advantage(value: float, samples: list[Sample]) -> list[Sample]:
+def of_advantage(value: float, samples: list[Trajectory]) -> list[Trajectory]:
     return [replace(samples[0], advantage=value), *samples[1:]]
 
 
-def of_latents(value: float, samples: list[Sample]) -> list[Sample]:
+def of_latents(value: float, samples: list[Trajectory]) -> list[Trajectory]:
     at = next(i for i, s in enumerate(samples) if s.rollout.branch)
     branch = samples[at].rollout.branch
     assert isinstance(branch, Branch) and branch.z
@@ -387,7 +389,7 @@ def of_latents(value: float, samples: list[Sample]) -> list[Sample]:
     return samples
 
 
-def of_old_log_probs(value: float, samples: list[Sample]) -> list[Sample]:
+def of_old_log_probs(value: float, samples: list[Trajectory]) -> list[Trajectory]:
     at = next(i for i, s in enumerate(samples) if s.rollout.branch)
     rollout = samples[at].rollout
     changed = replace(rollout, logprobs=(*rollout.logprobs[:-1], value))
@@ -408,7 +410,7 @@ def of_old_log_probs(value: float, samples: list[Sample]) -> list[Sample]:
     ],
 )
 def test_damaged_records_change_neither_weights_nor_moments(
-    logprob: str, damage: Callable[..., list[Sample]], value: float, name: str
+    logprob: str, damage: Callable[..., list[Trajectory]], value: float, name: str
 ) -> None:
     learner, samples = branches(logprob=logprob)
     update(learner, samples)
@@ -451,7 +453,7 @@ def test_infinite_latents_end_in_a_sentence_too() -> None:
     policy, steering = policy_and_steering()
     with torch.no_grad():
         next(steering.fusion.parameters()).fill_(math.nan)
-    config = replace(CONFIG, rollout=RolloutConfig(samples=2, max_new_tokens=10))
-    assert config.branch == BranchConfig(samples=3, fraction=0.5)
+    config = replace(CONFIG, rollout=RolloutConfig(rollouts=2, max_new_tokens=10))
+    assert config.branch == BranchConfig(branches=3, fraction=0.5)
     with pytest.raises(FloatingPointError, match=r"^New token 1: the logits of tiny qwen3 are not"):
         trees_of(policy, steering, config)

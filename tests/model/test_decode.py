@@ -55,7 +55,7 @@ def occurring_ends(
 ) -> Policy:
     """`policy` with end tokens that stop some rows early, at different times, and others never."""
     endless = replace(policy, eos_ids=NEVER)
-    drawn = rows(decode(endless, prompts, sampling, samples=samples, generator=seeded()))
+    drawn = rows(decode(endless, prompts, sampling, rollouts=samples, generator=seeded()))
     for ends in product(drawn[0][2:], drawn[-1][2:]):
         stops = {next((t for t, i in enumerate(row) if i in ends), -1) for row in drawn}
         if len(stops) >= 3 and -1 in stops:
@@ -142,8 +142,8 @@ def test_numbers_equal_a_teacher_forced_pass(
     policy = tiny_policy(kind, dtype=dtype)
     prompts = prompts_of(policy)
     sampling = Sampling(14, temperature, top_p)
-    policy = occurring_ends(policy, prompts, sampling, samples=2)
-    decoded = decode(policy, prompts, sampling, samples=2, generator=seeded())
+    policy = occurring_ends(policy, prompts, sampling, rollouts=2)
+    decoded = decode(policy, prompts, sampling, rollouts=2, generator=seeded())
     assert decoded.entropy.dtype == decoded.logprob.dtype == decoded.logprob_t1.dtype == dtype
     assert len(set(decoded.lengths.tolist())) > 1
     for at, new in enumerate(rows(decoded)):
@@ -176,7 +176,7 @@ def test_ids_beyond_the_tokenizer_count_as_impossible(temperature: float) -> Non
     policy = tiny_policy()
     prompts = prompts_of(policy)
     sampling = Sampling(12, temperature)
-    expected = decode(policy, prompts, sampling, samples=3, generator=seeded())
+    expected = decode(policy, prompts, sampling, rollouts=3, generator=seeded())
 
     def enlarge(_module: Any, _inputs: Any, logits: Tensor) -> Tensor:
         beyond = torch.arange(logits.shape[-1]) >= policy.vocab_size
@@ -184,7 +184,7 @@ def test_ids_beyond_the_tokenizer_count_as_impossible(temperature: float) -> Non
         return logits + 1e4 * beyond
 
     hook = policy.model.lm_head.register_forward_hook(enlarge)
-    decoded = decode(policy, prompts, sampling, samples=3, generator=seeded())
+    decoded = decode(policy, prompts, sampling, rollouts=3, generator=seeded())
     hook.remove()
     assert decoded.ids.max() < policy.vocab_size
     for name in ("ids", "lengths", "entropy", "logprob", "logprob_t1"):
@@ -203,7 +203,7 @@ def test_samples_equal_repeated_prompts_and_each_prompt_is_read_once() -> None:
     hook = policy.model.register_forward_pre_hook(
         lambda _m, _a, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    together = decode(policy, prompts, sampling, samples=3, generator=seeded(1))
+    together = decode(policy, prompts, sampling, rollouts=3, generator=seeded(1))
     hook.remove()
     longest = max(map(len, prompts))
     assert shapes[0] == (len(prompts), longest)
@@ -221,10 +221,10 @@ def test_a_row_is_the_same_whichever_other_rows_end(temperature: float) -> None:
     policy = tiny_policy(dtype=torch.float64)
     prompts = prompts_of(policy)
     sampling = Sampling(16, temperature)
-    ending = occurring_ends(policy, prompts, sampling, samples=2)
+    ending = occurring_ends(policy, prompts, sampling, rollouts=2)
     endless = replace(policy, eos_ids=NEVER)
-    full = decode(endless, prompts, sampling, samples=2, generator=seeded())
-    cut = decode(ending, prompts, sampling, samples=2, generator=seeded())
+    full = decode(endless, prompts, sampling, rollouts=2, generator=seeded())
+    cut = decode(ending, prompts, sampling, rollouts=2, generator=seeded())
     assert full.lengths.tolist() == [16] * 8
     assert not full.finished.any()
     assert cut.finished.any()
@@ -258,7 +258,7 @@ def test_one_seed_gives_one_result() -> None:
     policy = tiny_policy()
     prompts = prompts_of(policy)
     first, again, other = (
-        decode(policy, prompts, Sampling(8), samples=2, generator=seeded(seed))
+        decode(policy, prompts, Sampling(8), rollouts=2, generator=seeded(seed))
         for seed in (3, 3, 4)
     )
     assert torch.equal(first.ids, again.ids)
@@ -353,7 +353,7 @@ def test_decoded_tokens_follow_the_policy(temperature: float, top_p: float) -> N
     prompt = policy.prompt_ids(QUESTIONS[0])
     count = 6000
     decoded = decode(
-        policy, [prompt], Sampling(1, temperature, top_p), samples=count, generator=seeded(2)
+        policy, [prompt], Sampling(1, temperature, top_p), rollouts=count, generator=seeded(2)
     )
     probs = (teacher_forced(policy, prompt, [0])[0] / temperature).softmax(-1)
     nucleus = torch.zeros_like(probs, dtype=torch.bool)
@@ -471,7 +471,7 @@ def test_sampling_without_a_generator_is_refused() -> None:
 
 def test_less_than_one_sample_is_refused() -> None:
     with pytest.raises(ValueError, match="samples is 0"):
-        decode(tiny_policy(), [[1, 2]], Sampling(2, temperature=0), samples=0)
+        decode(tiny_policy(), [[1, 2]], Sampling(2, temperature=0), rollouts=0)
 
 
 def test_the_positions_of_the_model_are_the_limit() -> None:

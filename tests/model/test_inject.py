@@ -169,7 +169,7 @@ def test_scoring_and_decoding_leave_nothing_behind_even_when_they_fail(name: str
     with pytest.raises(ArithmeticError):
         scores(policy, rows, FORKS, injection)
     with pytest.raises(ArithmeticError):
-        branches(policy, rows, FORKS, injection, read=[read_of(policy_of(), row) for row in rows])
+        branches(policy, rows, FORKS, injection, kv=[read_of(policy_of(), row) for row in rows])
     assert state(policy.model) == before
     hook.remove()
 
@@ -363,7 +363,7 @@ def branches(
     read = read or [read_of(policy, row) for row in rows]
     prefixes = [Prefix(tuple(row[:p]), r) for row, p, r in zip(rows, forks, read, strict=True)]
     return decode_branches(
-        policy, prefixes, limits or [99] * len(rows), sampling, samples=samples,
+        policy, prefixes, limits or [99] * len(rows), sampling, branches=samples,
         injection=injection, generator=torch.Generator().manual_seed(9),
     )  # fmt: skip
 
@@ -384,7 +384,7 @@ def test_decoding_measures_what_a_teacher_forced_pass_measures(
     # Rows end at different steps, so that the batch shrinks and z must follow its rows.
     decoded = branches(
         policy, rows, FORKS, injection,
-        sampling=Sampling(12, temperature), samples=samples, limits=[9, 4, 12],
+        sampling=Sampling(12, temperature), branches=samples, limits=[9, 4, 12],
     )  # fmt: skip
     assert decoded.lengths.tolist() == [9, 9, 4, 4, 12, 12]
     whole = [
@@ -843,7 +843,7 @@ def refused(policy: Policy, injection: Injection, message: str) -> None:
     for attempt in (
         lambda: check_injectable(policy.model, injection),
         lambda: scores(policy, rows, FORKS, injection),
-        lambda: branches(policy, rows, FORKS, injection, read=read),
+        lambda: branches(policy, rows, FORKS, injection, kv=read),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             attempt()

@@ -202,7 +202,7 @@ def test_what_the_template_writes_after_an_assistants_turn_ends_a_generation() -
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # so that the policy says little else
         policy.model.get_input_embeddings().weight[end] *= 6
-    decoded = decode(policy, [prompt], Sampling(40), samples=64, generator=generator)
+    decoded = decode(policy, [prompt], Sampling(40), rollouts=64, generator=generator)
     rows = zip(decoded.ids.tolist(), decoded.lengths.tolist(), strict=True)
     after = [row[row.index(end) + 1 : n] for row, n in rows if end in row[:n]]
     assert len(after) > 3 and not any(after), "it wrote on after its turn"

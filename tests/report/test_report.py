@@ -282,7 +282,7 @@ def test_the_page_loads_nothing_and_reads_without_its_figures(tmp_path: Path) ->
         assert view.describe() in words and view.describe() in page.text
         for row in view.table:
             assert all(cell in page.text for cell in row)
-    for said in ("i2b-lpo tour --seed 7", "rollout.samples", "independent reconstruction"):
+    for said in ("i2b-lpo tour --seed 7", "rollout.rollouts", "independent reconstruction"):
         assert said in page.text
 
 
@@ -540,7 +540,7 @@ def test_what_differs_between_the_runs_is_said_with_its_numbers(tmp_path: Path) 
     ):
         assert said in text, said
     differing = text[text.index("These settings differ") : text.index("All settings")]
-    for row in ("rollout.samples 8 2", "branch.latents – here", "grpo.alpha 0.0 0.005"):
+    for row in ("rollout.rollouts 8 2", "branch.latents – here", "grpo.alpha 0.0 0.005"):
         assert row in differing
     assert "temperature" not in differing and "rollout.temperature 1.0 1.0" in text
     without = Page(write_page(tmp_path / "x.html", latents=None)).text

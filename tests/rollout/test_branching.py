@@ -20,14 +20,21 @@ from i2b_lpo.method.entropy import FORK_RULES
 from i2b_lpo.method.latent import SAMPLERS
 from i2b_lpo.method.psa import FUSIONS, Injection, Strength
 from i2b_lpo.model.cache import KeyValues, gather, new_cache, take_rows
-from i2b_lpo.model.decoding import Decoded, Prefix, Sampling, decode, decode_branches, read_plain
+from i2b_lpo.model.decoding import (
+    Decoded,
+    Prefix,
+    Sampling,
+    decode,
+    decode_branches,
+    read_without_z,
+)
 from i2b_lpo.model.logprobs import policy_logprobs
 from i2b_lpo.model.policy import Policy
 from i2b_lpo.model.steering import Steering, new_steering
 from i2b_lpo.rollout.branching import Fork, branch_out, choose_forks, grow_trees
 from i2b_lpo.rollout.rollouts import sample
 from i2b_lpo.trace import Question, Trace
-from i2b_lpo.training.batch import pack, samples_of
+from i2b_lpo.training.batch import pack, trajectories_of
 
 NEVER = (10**6,)  # an end token that no policy can draw
 QUESTIONS = tuple(
@@ -48,7 +55,7 @@ def policy_of(kind: str = "qwen3", dtype: torch.dtype = torch.float64, **changes
             if "norm" in name:
                 parameter.copy_(1 + 0.4 * torch.randn(parameter.shape))
     prompts = policy.prompts(QUESTIONS)
-    drawn = decode(replace(policy, eos_ids=NEVER), prompts, WARM, samples=4, generator=seeded())
+    drawn = decode(replace(policy, eos_ids=NEVER), prompts, WARM, rollouts=4, generator=seeded())
     ends = drawn.ids[::2, 4].tolist()
     return replace(policy, eos_ids=tuple(sorted(set(ends))))
 
@@ -113,7 +120,7 @@ def test_stored_numbers_are_those_of_prompt_and_stored_tokens(
 ) -> None:
     policy = policy_of(kind)
     steering = None if fusion == "none" else steering_of(policy, fusion)
-    trees = grow(policy, config_of(fusion=fusion, rounds=rounds), samples=3 - rounds)
+    trees = grow(policy, config_of(fusion=fusion, rounds=rounds), rollouts=3 - rounds)
     depths = set()
     for tree in trees:
         for i, rollout in enumerate(tree.rollouts):
@@ -153,18 +160,18 @@ class Watch:
         self.passes = 0
         self.pending: list[Prefix] | None = None
         monkeypatch.setattr(i2b_lpo.rollout.branching, "decode_branches", self.branches)
-        monkeypatch.setattr(i2b_lpo.rollout.branching, "read_plain", self.plain)
+        monkeypatch.setattr(i2b_lpo.rollout.branching, "read_without_z", self.plain)
         policy.model.register_forward_pre_hook(self.hook, with_kwargs=True)
 
     def branches(self, policy: Policy, prefixes: Any, *args: Any, **kwargs: Any) -> Decoded:
-        self.pending, self.samples = list(prefixes), kwargs["samples"]
+        self.pending, self.branches = list(prefixes), kwargs["branches"]
         self.slot = int(kwargs["injection"] is not None and kwargs["injection"].keys is not None)
         self.decoded.append(decode_branches(policy, prefixes, *args, **kwargs))
         return self.decoded[-1]
 
     def plain(self, policy: Policy, rows: Any, segments: Any) -> Any:
         self.refed.append([list(segment) for segment in segments])
-        return read_plain(policy, rows, segments)
+        return read_without_z(policy, rows, segments)
 
     def hook(self, _: Any, __: Any, kwargs: Any) -> None:
         self.passes += 1
@@ -183,7 +190,7 @@ class Watch:
             ]
             position = kwargs["position_ids"][at].tolist()
             rows.append({"ids": ids, "position": position, "states": [s.clone() for s in states]})
-        self.first.append((self.pending, self.samples, rows))
+        self.first.append((self.pending, self.branches, rows))
         self.pending = None
 
 
@@ -272,7 +279,7 @@ def test_tokens_read_again_are_counted_exactly(
 def test_a_round_is_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of()
     watch = Watch(policy, monkeypatch)
-    trees = grow(policy, config_of(fusion="none"), samples=3)
+    trees = grow(policy, config_of(fusion="none"), rollouts=3)
     assert [len(rows) for _, _, rows in watch.first] == [3 * 3 * 2]
     longest = max(len(r) - t.start(i) for t in trees for i, r in enumerate(t.rollouts) if r.branch)
     roots = max(len(r) for t in trees for r in t.rollouts if not r.branch)
@@ -288,17 +295,17 @@ def test_the_fork_itself_is_decided_with_z(fusion: str) -> None:
     # The same greedy policy re-decides the token at the fork: without z it takes the same one.
     policy = replace(policy_of(), eos_ids=NEVER)
     prompt = tuple(policy.prompts(QUESTIONS)[0])
-    root = decode(policy, [prompt], Sampling(8, 0), keep_read=True)
+    root = decode(policy, [prompt], Sampling(8, 0), keep_kv=True)
     ids = tuple(root.ids[0].tolist())
     steering = steering_of(policy, fusion)
     z = 3 * torch.randn(16, D_Z, generator=seeded(), dtype=torch.float64)
     for t in (0, 3, 7):
-        prefix = Prefix(prompt + ids[:t], root.read[0])
-        plain = decode_branches(policy, [prefix], [8 - t], Sampling(8, 0), samples=16)
+        prefix = Prefix(prompt + ids[:t], root.kv[0])
+        plain = decode_branches(policy, [prefix], [8 - t], Sampling(8, 0), branches=16)
         assert plain.ids.tolist() == [list(ids[t:])] * 16
         torch.testing.assert_close(plain.entropy[5], root.entropy[0, t:], rtol=0, atol=1e-12)
         steered = decode_branches(
-            policy, [prefix], [8 - t], Sampling(8, 0), samples=16, injection=steering.injection(z)
+            policy, [prefix], [8 - t], Sampling(8, 0), branches=16, injection=steering.injection(z)
         )
         assert len(set(steered.ids[:, 0].tolist())) > 1, "z doesn't reach the decision"
         assert (steered.entropy[:, 0] - plain.entropy[:, 0]).abs().min() > 1e-4
@@ -307,7 +314,7 @@ def test_the_fork_itself_is_decided_with_z(fusion: str) -> None:
 @pytest.mark.parametrize("fusion", ["none", "psa"])
 def test_the_token_at_the_fork_is_decided_again(fusion: str) -> None:
     policy = policy_of()
-    trees = grow(policy, config_of(samples=6, rounds=2, fusion=fusion), samples=3)
+    trees = grow(policy, config_of(branches=6, rounds=2, fusion=fusion), rollouts=3)
     again = []
     for tree in trees:
         for rollout in tree.rollouts:
@@ -342,7 +349,7 @@ def test_forks_lie_among_the_tokens_that_are_a_trajectorys_own(rule: str, rounds
 def test_choose_forks_is_the_rule_on_own_entropies() -> None:
     policy = policy_of()
     (tree,) = grow_trees(
-        policy, QUESTIONS[:1], WARM, config_of(fusion="none"), samples=2, generator=seeded()
+        policy, QUESTIONS[:1], WARM, config_of(fusion="none"), rollouts=2, generator=seeded()
     )
     branches = [i for i, rollout in enumerate(tree.rollouts) if rollout.branch]
     parents = [(0, i) for i in (0, *branches)]
@@ -363,7 +370,7 @@ def test_choose_forks_is_the_rule_on_own_entropies() -> None:
 def test_forks_are_drawn_from_the_share_that_the_settings_name(fraction: float) -> None:
     policy = policy_of()
     (tree,) = grow_trees(
-        policy, QUESTIONS[:1], WARM, config_of(fusion="none"), samples=1, generator=seeded()
+        policy, QUESTIONS[:1], WARM, config_of(fusion="none"), rollouts=1, generator=seeded()
     )
     entropies = tree.rollouts[0].entropies
     count = max(1, math.ceil(fraction * len(entropies)))
@@ -402,7 +409,7 @@ def test_a_prompt_of_one_token_can_be_branched_at_its_end() -> None:
     )
     prefix = Prefix((7,), fresh(policy, (7,)))
     for latent in (None, injection):
-        found = decode_branches(policy, [prefix], [4], Sampling(4, 0), samples=2, injection=latent)
+        found = decode_branches(policy, [prefix], [4], Sampling(4, 0), branches=2, injection=latent)
         mixed = decode_branches(
             policy, [prefix, Prefix((7, 8, 9), fresh(policy, (7, 8, 9)))], [4, 4], Sampling(4, 0),
             injection=latent,
@@ -420,7 +427,7 @@ def test_a_tree_has_its_roots_first_and_k_neighbours_from_every_fork(
     m: int, k: int, rounds: int, fusion: str
 ) -> None:
     policy = policy_of()
-    trees = grow(policy, config_of(samples=k, rounds=rounds, fusion=fusion), samples=m)
+    trees = grow(policy, config_of(branches=k, rounds=rounds, fusion=fusion), rollouts=m)
     assert [tree.question for tree in trees] == list(QUESTIONS)
     group = m * sum(k**depth for depth in range(rounds + 1))
     steering = steering_of(policy)
@@ -475,7 +482,7 @@ def test_every_branch_has_a_latent_of_its_own_that_was_drawn_at_its_prefix(
         return torch.tensor(marked, dtype=torch.float64) / 1000
 
     monkeypatch.setattr(Steering, "draw", draw)
-    config = config_of(samples=3, rounds=2, sampler="spread")
+    config = config_of(branches=3, rounds=2, sampler="spread")
     for tree in grow(policy_of(), config, generator=generator):
         for members in tree.branch_sets():
             for place, i in enumerate(members):
@@ -540,8 +547,8 @@ def test_generated_tokens_are_counted_once(rounds: int, monkeypatch: pytest.Monk
 
 def test_no_branches_are_plain_rollouts() -> None:
     policy = policy_of()
-    trees = grow(policy, config_of(samples=0), steering=None)
-    plain, _ = sample(policy, QUESTIONS, WARM, samples=2, generator=seeded(1))
+    trees = grow(policy, config_of(branches=0), steering=None)
+    plain, _ = sample(policy, QUESTIONS, WARM, rollouts=2, generator=seeded(1))
     assert [[r.ids for r in t.rollouts] for t in trees] == [
         [r.ids for r in t.rollouts] for t in plain
     ]
@@ -552,7 +559,7 @@ def test_no_branches_are_plain_rollouts() -> None:
 def test_roots_are_the_rollouts_of_the_same_generator(fusion: str) -> None:
     policy = policy_of()
     trees = grow(policy, config_of(fusion=fusion))
-    plain, _ = sample(policy, QUESTIONS, WARM, samples=2, generator=seeded(1))
+    plain, _ = sample(policy, QUESTIONS, WARM, rollouts=2, generator=seeded(1))
     for tree, flat in zip(trees, plain, strict=True):
         assert [r.ids for r in tree.rollouts[:2]] == [r.ids for r in flat.rollouts]
 
@@ -578,7 +585,7 @@ def test_batches_hold_whole_questions_and_dont_change_greedy_branches() -> None:
         sizes.append(done)
         found.append(
             grow_trees(
-                policy, QUESTIONS, greedy, config, samples=2, generator=seeded(), batch=batch,
+                policy, QUESTIONS, greedy, config, rollouts=2, generator=seeded(), batch=batch,
                 on_batch=done.append,
             )
         )  # fmt: skip
@@ -598,7 +605,7 @@ def test_the_update_sees_new_tokens_only_and_scores_them_as_sampled(fusion: str)
     policy = policy_of(dtype=torch.float32)
     trees = grow(policy, config_of(fusion=fusion, rounds=2))
     group = len(trees[0].rollouts)
-    samples = samples_of(trees, torch.arange(3.0 * group).view(3, group))
+    samples = trajectories_of(trees, torch.arange(3.0 * group).view(3, group))
     assert sum(s.new_tokens for s in samples) == sum(tree.new_tokens() for tree in trees)
     found = []
     for extra in (0, 7):
@@ -634,10 +641,10 @@ def prefixes_of(policy: Policy, t: Sequence[int] = (0, 3, 7)) -> list[Prefix]:
     """Prefixes of differing lengths from rollouts that were read in one padded batch."""
     prompts = policy.prompts(QUESTIONS)
     endless = replace(policy, eos_ids=NEVER)
-    roots = decode(endless, prompts, WARM, generator=seeded(2), keep_read=True)
+    roots = decode(endless, prompts, WARM, generator=seeded(2), keep_kv=True)
     return [
         Prefix((*prompt, *ids[:n]), read)
-        for prompt, ids, n, read in zip(prompts, roots.ids.tolist(), t, roots.read, strict=True)
+        for prompt, ids, n, read in zip(prompts, roots.ids.tolist(), t, roots.kv, strict=True)
     ]
 
 
@@ -661,7 +668,7 @@ def test_branches_from_kept_keys_equal_branches_from_a_fresh_prefill(
     injection = None if fusion == "none" else injection_of(policy, 6, fusion)
     one, two = (
         decode_branches(
-            policy, prefixes, [9, 7, 3], WARM, samples=2, injection=injection, generator=seeded()
+            policy, prefixes, [9, 7, 3], WARM, branches=2, injection=injection, generator=seeded()
         )
         for prefixes in (kept, anew)
     )
@@ -686,7 +693,7 @@ def test_a_branch_is_the_same_whichever_rows_stand_beside_it(fusion: str) -> Non
     prefixes, limits = prefixes_of(policy), [9, 4, 6]
     injection = None if fusion == "none" else injection_of(policy, 6, fusion)
     greedy = Sampling(20, temperature=0)
-    together = decode_branches(policy, prefixes, limits, greedy, samples=2, injection=injection)
+    together = decode_branches(policy, prefixes, limits, greedy, branches=2, injection=injection)
     for at, ids in enumerate(rows_of(together)):
         alone = decode_branches(
             policy, [prefixes[at // 2]], [limits[at // 2]], greedy,
@@ -711,7 +718,7 @@ def test_every_prefix_has_a_limit_of_its_own() -> None:
     ):
         steps: list[tuple[int, int]] = []
         found = decode_branches(
-            policy, prefixes, limits, Sampling(bound, 0), samples=2,
+            policy, prefixes, limits, Sampling(bound, 0), branches=2,
             on_step=lambda *step, steps=steps: steps.append(step),
         )  # fmt: skip
         assert found.lengths.tolist() == expected
@@ -728,11 +735,11 @@ def test_branches_follow_the_policy_that_the_temperature_and_nucleus_leave() -> 
     policy = policy_of()
     prefix = prefixes_of(policy)[1]
     narrow = decode_branches(
-        policy, [prefix], [5], Sampling(5, top_p=1e-9), samples=3, generator=seeded()
+        policy, [prefix], [5], Sampling(5, top_p=1e-9), branches=3, generator=seeded()
     )
-    greedy = decode_branches(policy, [prefix], [5], Sampling(5, 0), samples=3)
+    greedy = decode_branches(policy, [prefix], [5], Sampling(5, 0), branches=3)
     assert narrow.ids.tolist() == greedy.ids.tolist()
-    hot = decode_branches(policy, [prefix], [5], Sampling(5, 1.5), samples=8, generator=seeded())
+    hot = decode_branches(policy, [prefix], [5], Sampling(5, 1.5), branches=8, generator=seeded())
     assert len({tuple(row) for row in hot.ids.tolist()}) > 4
 
 
@@ -753,10 +760,10 @@ def test_branches_that_cant_be_are_refused(changes: dict[str, Any], message: str
     policy = policy_of()
     prefixes = prefixes_of(policy)
     if changes.get("prefixes") == "empty":
-        changes = {"prefixes": [Prefix((), prefixes[0].read), *prefixes[1:]]}
+        changes = {"prefixes": [Prefix((), prefixes[0].kv), *prefixes[1:]]}
     elif changes.get("prefixes") == "long":
         ids = (*prefixes[0].ids, *range(20))
-        changes = {"prefixes": [Prefix(ids, prefixes[0].read), *prefixes[1:]]}
+        changes = {"prefixes": [Prefix(ids, prefixes[0].kv), *prefixes[1:]]}
     given: dict[str, Any] = {
         "prefixes": prefixes, "limits": [3] * 3, "sampling": WARM, "samples": 2,
         "generator": seeded(),
@@ -830,15 +837,15 @@ def test_a_slot_is_needed_for_every_gathered_row(count: int) -> None:
 def test_decoding_hands_over_what_it_has_read_of_each_row(kind: str) -> None:
     policy = policy_of(kind)
     prompts = policy.prompts(QUESTIONS)
-    found = decode(policy, prompts, WARM, samples=3, generator=seeded(), keep_read=True)
+    found = decode(policy, prompts, WARM, rollouts=3, generator=seeded(), keep_kv=True)
     assert len(set(found.lengths.tolist())) > 1, "all rows leave the batch at once"
-    assert len(found.read) == 9
-    for at, (ids, read) in enumerate(zip(rows_of(found), found.read, strict=True)):
+    assert len(found.kv) == 9
+    for at, (ids, read) in enumerate(zip(rows_of(found), found.kv, strict=True)):
         want = fresh(policy, [*prompts[at // 3], *ids[:-1]])
         assert len(read) == len(want)
         torch.testing.assert_close(read.keys, want.keys, rtol=0, atol=1e-10)
         torch.testing.assert_close(read.values, want.values, rtol=0, atol=1e-10)
-    assert decode(policy, prompts, WARM, generator=seeded()).read == []
+    assert decode(policy, prompts, WARM, generator=seeded()).kv == []
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen2"])
@@ -847,7 +854,7 @@ def test_reading_on_without_z_equals_one_reading(kind: str) -> None:
     whole = [[3, 5, 7, 11, 13, 17, 19], [2, 4, 6], [9, 8, 7, 6, 5, 4, 3, 2, 1]]
     had = (4, 2, 1)
     rows = [fresh(policy, ids[:n]) for ids, n in zip(whole, had, strict=True)]
-    found = read_plain(policy, rows, [ids[n:] for ids, n in zip(whole, had, strict=True)])
+    found = read_without_z(policy, rows, [ids[n:] for ids, n in zip(whole, had, strict=True)])
     for read, ids in zip(found, whole, strict=True):
         want = fresh(policy, ids)
         assert len(read) == len(ids)
@@ -906,7 +913,7 @@ def test_plain_resampling_ignores_latents_it_is_given() -> None:
 
 def test_branch_out_adds_to_trees_that_hold_roots() -> None:
     policy = policy_of()
-    trees, read = sample(policy, QUESTIONS, WARM, samples=2, generator=seeded(1), keep_read=True)
+    trees, read = sample(policy, QUESTIONS, WARM, rollouts=2, generator=seeded(1), keep_kv=True)
     kept = {(i, j): read[2 * i + j] for i in range(3) for j in range(2)}
     given = dict(kept)
     config, steering = config_of(rounds=2), steering_of(policy)
@@ -920,7 +927,7 @@ def test_branch_out_adds_to_trees_that_hold_roots() -> None:
 
 def test_branch_out_branches_where_it_is_told() -> None:
     policy = policy_of()
-    trees, read = sample(policy, QUESTIONS, WARM, samples=2, generator=seeded(1), keep_read=True)
+    trees, read = sample(policy, QUESTIONS, WARM, rollouts=2, generator=seeded(1), keep_kv=True)
     places = [(i, j) for i in range(3) for j in range(2)]
     kept = dict(zip(places, read, strict=True))
     config, steering = config_of(rounds=2), steering_of(policy)
@@ -933,7 +940,7 @@ def test_branch_out_branches_where_it_is_told() -> None:
     other = [Fork(f.tree, f.parent, 0) for f in forks]  # any token may be one, the first included
     for tree in branch_out(*given[:4], replace(config, rounds=1), steering, chance, forks=other):
         assert {tree.start(i) for i in range(len(tree.rollouts))} == {0}
-        assert all(len(members) == config.samples for members in tree.branch_sets())
+        assert all(len(members) == config.branches for members in tree.branch_sets())
     before = chance.get_state()
     for t in (-1, len(trees[0].rollouts[1])):
         with pytest.raises(ValueError, match="at a token of its root"):
@@ -959,7 +966,7 @@ def test_branches_dont_keep_a_graph_and_leave_the_policy_as_it_was() -> None:
 def test_one_tree_in_words() -> None:
     policy = policy_of()
     (tree,) = grow_trees(
-        policy, QUESTIONS[:1], WARM, config_of(rounds=2), samples=1, steering=steering_of(policy),
+        policy, QUESTIONS[:1], WARM, config_of(rounds=2), rollouts=1, steering=steering_of(policy),
         generator=seeded(1),
     )  # fmt: skip
     lines = str(tree).splitlines()

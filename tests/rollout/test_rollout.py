@@ -69,9 +69,9 @@ def test_texts_pieces_numbers_and_verdicts_belong_together(monkeypatch: pytest.M
 
     monkeypatch.setattr(i2b_lpo.rollout.rollouts, "decode", write)
     sampling, generator = Sampling(30, 0.8, 0.9), seeded()
-    traces = roll_out(policy, questions, sampling, samples=2, generator=generator)
+    traces = roll_out(policy, questions, sampling, rollouts=2, generator=generator)
     (((_, prompts, used), settings),) = calls
-    expected = {"samples": 2, "generator": generator, "keep_read": False}
+    expected = {"samples": 2, "generator": generator, "keep_kv": False}
     assert (used, settings) == (sampling, expected)
     assert [t.question for t in traces] == questions
     assert [list(t.prompt_ids) for t in traces] == prompts
@@ -96,8 +96,8 @@ def test_real_rollouts_hold_what_was_decoded() -> None:
     policy = tiny_policy()
     policy = replace(policy, eos_ids=tuple(range(2, 30)))
     sampling = Sampling(12, 0.7, 0.9)
-    traces = roll_out(policy, PRODUCTS, sampling, samples=3, generator=seeded())
-    decoded = decode(policy, policy.prompts(PRODUCTS), sampling, samples=3, generator=seeded())
+    traces = roll_out(policy, PRODUCTS, sampling, rollouts=3, generator=seeded())
+    decoded = decode(policy, policy.prompts(PRODUCTS), sampling, rollouts=3, generator=seeded())
     rollouts = [r for t in traces for r in t.rollouts]
     assert {r.finished for r in rollouts} == {True, False}
     for at, rollout in enumerate(rollouts):
@@ -133,7 +133,7 @@ def test_batches_hold_whole_groups(
         tiny_policy(),
         PRODUCTS,
         Sampling(3),
-        samples=3,
+        rollouts=3,
         generator=seeded(),
         batch=batch,
         on_batch=finished.append,
@@ -148,12 +148,12 @@ def test_the_generator_alone_decides() -> None:
     same = [PRODUCTS[0]] * 2
     state = torch.get_rng_state()
     first, second = (
-        roll_out(policy, same, Sampling(8), samples=2, generator=seeded(), batch=2)
+        roll_out(policy, same, Sampling(8), rollouts=2, generator=seeded(), batch=2)
         for _ in range(2)
     )
     assert first == second
     assert first[0].rollouts != first[1].rollouts, "batches must not repeat random numbers"
-    assert first != roll_out(policy, same, Sampling(8), samples=2, generator=seeded(1), batch=2)
+    assert first != roll_out(policy, same, Sampling(8), rollouts=2, generator=seeded(1), batch=2)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -173,4 +173,4 @@ def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"needs a torch\.Generator"):
         roll_out(tiny_policy(), PRODUCTS, Sampling(8))
     with pytest.raises(ValueError, match="samples is 0; give at least 1"):
-        roll_out(tiny_policy(), PRODUCTS, Sampling(8), samples=0, generator=seeded())
+        roll_out(tiny_policy(), PRODUCTS, Sampling(8), rollouts=0, generator=seeded())

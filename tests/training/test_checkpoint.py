@@ -50,15 +50,15 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 WHOLE = RunConfig(
     steps=4,
     questions=2,
-    rollout=RolloutConfig(samples=2, max_new_tokens=8, batch=12),
-    branch=BranchConfig(samples=2, fraction=0.5),
+    rollout=RolloutConfig(rollouts=2, max_new_tokens=8, batch=12),
+    branch=BranchConfig(branches=2, fraction=0.5),
     ib=IBConfig(keep=1),
     grpo=GRPOConfig(micro_tokens=100, alpha=0.01),
     optimizer=OptimizerConfig(learning_rate=1e-3),
     checkpoint=CheckpointConfig(every=2, keep=2),
 )
 GRPO = replace(
-    WHOLE, rollout=RolloutConfig(samples=4, max_new_tokens=8), branch=BranchConfig(), ib=NO_IB
+    WHOLE, rollout=RolloutConfig(rollouts=4, max_new_tokens=8), branch=BranchConfig(), ib=NO_IB
 )
 RUNS = {
     "grpo": GRPO,
@@ -76,7 +76,7 @@ def by_text(question: Question, text: str) -> float:
 
 def setting(config: RunConfig) -> tuple[Policy, Steering | None]:
     policy = tiny_policy(attention_dropout=0.1)  # draws in the update
-    if not config.branch.samples:
+    if not config.branch.branches:
         return policy, None
     torch.manual_seed(5)
     steering = new_steering(policy, d_z=4)

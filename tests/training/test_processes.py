@@ -40,7 +40,7 @@ from i2b_lpo.method.grpo import VARIANTS
 from i2b_lpo.model.logprobs import policy_logprobs
 from i2b_lpo.model.steering import load_steering
 from i2b_lpo.trace import Branch, Trace
-from i2b_lpo.training.batch import Sample, samples_of
+from i2b_lpo.training.batch import Trajectory, trajectories_of
 from i2b_lpo.training.loop import StepRecord, train, train_step
 from i2b_lpo.training.processes import agree, gathered, own_device, scatter_like, unsharded
 from i2b_lpo.training.updating import Learner, build_learner, update, without_z
@@ -57,12 +57,12 @@ class Case:
     """Some updates, and which of two processes gets sample number i."""
 
     config: RunConfig
-    rank_of: Callable[[int, Sample], int]
+    rank_of: Callable[[int, Trajectory], int]
     branches: bool = False
     updates: int = 1
 
 
-def _asked(i: int, sample: Sample) -> int:
+def _asked(i: int, sample: Trajectory) -> int:
     """Whole questions: their prompts have different lengths."""
     return len(sample.prompt_ids) % 2
 
@@ -86,7 +86,7 @@ CASES = {
 
 def prepare(
     case: Case, accelerator: Accelerator | None = None, sharded: bool = False
-) -> tuple[Learner, list[list[Sample]]]:
+) -> tuple[Learner, list[list[Trajectory]]]:
     """A learner, and the samples of all processes for each of its updates."""
     config = replace(case.config, optimizer=replace(case.config.optimizer, max_grad_norm=0.5))
     if case.branches:
@@ -94,7 +94,7 @@ def prepare(
         traces = trees_of(policy, steering, config)
         size = len(traces[0].rollouts)
         scores = (torch.arange(len(traces) * size) % 5 - 2.0).view(-1, size) / 4
-        samples = samples_of(traces, scores)
+        samples = trajectories_of(traces, scores)
     else:
         policy, steering = tiny_policy(dtype=torch.float64), None
         samples = scored(policy, config)
@@ -121,7 +121,7 @@ def moments_of(learner: Learner) -> list[Tensor]:
     ]
 
 
-def take(case: Case, learner: Learner, parts: Sequence[Sequence[Sample]]) -> dict[str, Any]:
+def take(case: Case, learner: Learner, parts: Sequence[Sequence[Trajectory]]) -> dict[str, Any]:
     """Make the updates; returns their gradients before clipping, their metrics and the weights."""
     gradients: list[TENSORS] = []
 

@@ -112,7 +112,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         policy=str(tmp_path / "policy"),
         steps=3,
         questions=2,
-        rollout=RolloutConfig(samples=4, max_new_tokens=6),
+        rollout=RolloutConfig(rollouts=4, max_new_tokens=6),
         checkpoint=CheckpointConfig(every=1),
     )
     save_policy(tiny_policy(), tmp_path / "policy")
@@ -209,7 +209,7 @@ def test_the_real_command_is_terminated_and_goes_on(tmp_path: Path) -> None:
 
 # --- rewards of one's own -------------------------------------------------------------------------
 
-RUN = RunConfig(steps=1, questions=2, rollout=RolloutConfig(samples=4, max_new_tokens=6))
+RUN = RunConfig(steps=1, questions=2, rollout=RolloutConfig(rollouts=4, max_new_tokens=6))
 
 
 def state(policy: Any) -> list[torch.Tensor]:
@@ -235,7 +235,7 @@ def test_a_reward_takes_the_place_of_the_verifier(monkeypatch: pytest.MonkeyPatc
 
     generator = torch.Generator().manual_seed(0)
     traces = roll_out(
-        tiny_policy(), QUESTIONS[:2], Sampling(6), samples=3, generator=generator, reward=length
+        tiny_policy(), QUESTIONS[:2], Sampling(6), rollouts=3, generator=generator, reward=length
     )
     rollouts = [(t.question.id, r) for t in traces for r in t.rollouts]
     assert asked == [(name, r.text) for name, r in rollouts]

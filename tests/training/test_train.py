@@ -37,8 +37,8 @@ from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.tasks.shop import Labels
 from i2b_lpo.trace import Question, Rollout, Trace
-from i2b_lpo.training.batch import Batch, Sample, pack, samples_of
-from i2b_lpo.training.loop import StepRecord, reward_table, score, train, train_step
+from i2b_lpo.training.batch import Batch, Trajectory, pack, trajectories_of
+from i2b_lpo.training.loop import StepRecord, advantages_of, reward_table, train, train_step
 from i2b_lpo.training.updating import Learner, build_learner, update
 from i2b_lpo.verify.verdict import Verdict
 
@@ -46,7 +46,7 @@ LENGTH = 10  # new tokens at most
 SMALL = RunConfig(
     questions=4,
     steps=3,
-    rollout=RolloutConfig(samples=4, max_new_tokens=LENGTH),
+    rollout=RolloutConfig(rollouts=4, max_new_tokens=LENGTH),
     optimizer=OptimizerConfig(learning_rate=1e-3, max_grad_norm=1e9),  # never clips
 )
 QUESTIONS = (
@@ -110,7 +110,7 @@ def same_bits(a: GRADIENTS, b: GRADIENTS) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def scored(policy: Policy, config: RunConfig, seed: int = 0) -> list[Sample]:
+def scored(policy: Policy, config: RunConfig, seed: int = 0) -> list[Trajectory]:
     """Samples of all lengths with drifted old log-probs and advantages of both signs and 0.
 
     Old log-probs are float32 numbers and advantages (like every α here) multiples of 2^−7, so that
@@ -121,7 +121,7 @@ def scored(policy: Policy, config: RunConfig, seed: int = 0) -> list[Sample]:
         policy,
         QUESTIONS,
         Sampling(LENGTH, config.rollout.temperature),
-        samples=4,
+        rollouts=4,
         generator=torch.Generator().manual_seed(seed),
     )
     samples = []
@@ -139,12 +139,14 @@ def scored(policy: Policy, config: RunConfig, seed: int = 0) -> list[Sample]:
                 finished=False,
             )
             advantage = 0.0 if at == 1 else (1.5, -0.5, -1.25, 0.0)[row]
-            samples.append(Sample(trace.prompt_ids, rollout, advantage))
+            samples.append(Trajectory(trace.prompt_ids, rollout, advantage))
     rng.shuffle(samples)
     return samples
 
 
-def gradients(learner: Learner, samples: Sequence[Sample]) -> tuple[dict[str, float], GRADIENTS]:
+def gradients(
+    learner: Learner, samples: Sequence[Trajectory]
+) -> tuple[dict[str, float], GRADIENTS]:
     """What `update` hands to the optimizer, and its metrics; no parameter is changed."""
     caught: GRADIENTS = {}
 
@@ -171,7 +173,7 @@ def assert_close(found: GRADIENTS, expected: GRADIENTS, tolerance: float = 1e-12
 DUAL_CLIP: dict[str, float | None] = {"dapo": None, "dr_grpo": None}  # all others have 3
 
 
-def dense_loss(policy: Policy, samples: Sequence[Sample], config: RunConfig) -> Tensor:
+def dense_loss(policy: Policy, samples: Sequence[Trajectory], config: RunConfig) -> Tensor:
     """METHOD §6, one sample and one token at a time, from full logits; nothing is skipped."""
     variant = VARIANTS[config.grpo.variant]
     total = torch.zeros((), dtype=torch.float64)
@@ -217,7 +219,7 @@ def test_gradients_do_not_depend_on_the_micro_batches(kind: str) -> None:
     for at in range(8):
         old = torch.tensor([x + 0.125 * (at - 4) for x in longest.logprobs])  # float32 numbers
         rollout = replace(longest, logprobs=tuple(old.tolist()))
-        samples.append(Sample(prompt, rollout, (-1.0) ** at * (at + 1)))
+        samples.append(Trajectory(prompt, rollout, (-1.0) ** at * (at + 1)))
     found = {}
     for size, count in ((8, 1), (4, 2), (2, 4)):
         config = setting(micro_tokens=size * len(samples[0]), alpha=1 / 128)
@@ -314,7 +316,7 @@ def test_padding_never_changes_the_gradient(monkeypatch: pytest.MonkeyPatch) -> 
     metrics, expected = gradients(learner, samples)
     real_pack = pack
 
-    def pack_wider(samples: Sequence[Sample], pad_id: int, device: Any = "cpu") -> Batch:
+    def pack_wider(samples: Sequence[Trajectory], pad_id: int, device: Any = "cpu") -> Batch:
         batch = real_pack(samples, pad_id + 5, device)
         extra = torch.nn.functional.pad
         return Batch(
@@ -345,7 +347,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 
 @st.composite
-def any_samples(draw: st.DrawFn) -> list[Sample]:
+def any_samples(draw: st.DrawFn) -> list[Trajectory]:
     ids = st.integers(0, 50)
     found = []
     for _ in range(draw(st.integers(1, 6))):
@@ -354,13 +356,13 @@ def any_samples(draw: st.DrawFn) -> list[Sample]:
         old = draw(st.lists(st.floats(-9, 0, width=32), min_size=len(new), max_size=len(new)))
         zeros = (0.0,) * len(new)
         rollout = Rollout(tuple(new), ("",) * len(new), zeros, tuple(old), zeros, "", True)
-        found.append(Sample(tuple(prompt), rollout, draw(st.floats(-2, 2, width=32))))
+        found.append(Trajectory(tuple(prompt), rollout, draw(st.floats(-2, 2, width=32))))
     return found
 
 
 @settings(max_examples=40)
 @given(any_samples())
-def test_pack_puts_every_number_in_its_place(samples: list[Sample]) -> None:
+def test_pack_puts_every_number_in_its_place(samples: list[Trajectory]) -> None:
     batch = pack(samples, pad_id=99)
     width = max(len(s.prompt_ids) + len(s.rollout.ids) for s in samples)
     assert int(batch.mask.sum()) == sum(len(s.rollout.ids) for s in samples)
@@ -380,7 +382,7 @@ def test_pack_puts_every_number_in_its_place(samples: list[Sample]) -> None:
 
 @given(any_samples(), st.integers(1, 60))
 def test_micro_batches_hold_every_sample_once_within_the_limit(
-    samples: list[Sample], tokens: int
+    samples: list[Trajectory], tokens: int
 ) -> None:
     batches = micro_batches(samples, tokens, len)
     assert sorted(map(id, (s for b in batches for s in b))) == sorted(map(id, samples))
@@ -395,17 +397,17 @@ def test_micro_batches_hold_every_sample_once_within_the_limit(
 def test_samples_pair_each_rollout_with_its_advantage() -> None:
     policy = tiny_policy()
     generator = torch.Generator().manual_seed(0)
-    traces = roll_out(policy, QUESTIONS, Sampling(4), samples=2, generator=generator)
+    traces = roll_out(policy, QUESTIONS, Sampling(4), rollouts=2, generator=generator)
     scores = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-    samples = samples_of(traces, scores)
+    samples = trajectories_of(traces, scores)
     assert [s.advantage for s in samples] == [1, 2, 3, 4, 5, 6]
     assert [s.rollout for s in samples] == [r for t in traces for r in t.rollouts]
     assert [s.prompt_ids for s in samples] == [t.prompt_ids for t in traces for _ in range(2)]
     assert all(len(s) == len(s.prompt_ids) + len(s.rollout.ids) for s in samples)
     with pytest.raises(ValueError, match="zip"):
-        samples_of(traces, scores[:2])
+        trajectories_of(traces, scores[:2])
     with pytest.raises(ValueError, match="zip"):
-        samples_of(traces, scores[:, :1])
+        trajectories_of(traces, scores[:, :1])
 
 
 # --- decoding and training agree ------------------------------------------------------------------
@@ -421,8 +423,8 @@ def test_recorded_log_probs_equal_teacher_forced_ones(
     policy = tiny_policy(dtype=dtype)
     generator = torch.Generator().manual_seed(1)
     sampling = Sampling(LENGTH, temperature, top_p)
-    traces = roll_out(policy, QUESTIONS, sampling, samples=4, generator=generator)
-    samples = samples_of(traces, torch.ones(3, 4))
+    traces = roll_out(policy, QUESTIONS, sampling, rollouts=4, generator=generator)
+    samples = trajectories_of(traces, torch.ones(3, 4))
     batch = pack(samples, policy.pad_id)
     with torch.no_grad():
         logp, entropy = policy_logprobs(
@@ -552,7 +554,7 @@ def test_rewards_become_advantages(variant: str) -> None:
         mean = sum(row) / 3
         std = math.sqrt(sum((r - mean) ** 2 for r in row) / 2) + 1e-4
         expected += [(r - mean) / (1 if variant == "dr_grpo" else std) for r in row]
-    found = score(traces, rewards, setting(variant=variant))
+    found = advantages_of(traces, rewards, setting(variant=variant))
     assert found.shape == (2, 3)
     assert found.flatten().tolist() == pytest.approx(expected, abs=1e-6)
     assert rewards.tolist() == [[1, 0, 1], [1, 1, 1]], "the table was changed"
@@ -596,9 +598,11 @@ def test_dynamic_sampling_alone_drops_uniform_groups(
         return [Verdict(i % 2 == 0 or i >= 8, "correct", None) for i in range(len(texts))]
 
     monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", half)
-    seen: list[Sample] = []
+    seen: list[Trajectory] = []
 
-    def watched(learner: Learner, samples: Sequence[Sample], **settings: Any) -> dict[str, float]:
+    def watched(
+        learner: Learner, samples: Sequence[Trajectory], **settings: Any
+    ) -> dict[str, float]:
         seen.extend(samples)
         return update(learner, samples, **settings)
 
@@ -753,7 +757,7 @@ def test_after_a_step_the_policy_decodes_as_before() -> None:
 
     def drawn() -> list[Trace]:
         generator = torch.Generator().manual_seed(0)
-        return roll_out(learner.policy, QUESTIONS, Sampling(6), samples=2, generator=generator)
+        return roll_out(learner.policy, QUESTIONS, Sampling(6), rollouts=2, generator=generator)
 
     train_step(learner, FakeTask(), 0)
     found = drawn()
@@ -790,17 +794,19 @@ def test_several_updates_of_a_step_use_disjoint_questions(
 ) -> None:
     config = replace(SMALL, grpo=GRPOConfig(updates=updates))
     learner = learner_of(config)
-    seen: list[list[Sample]] = []
+    seen: list[list[Trajectory]] = []
     before = parameters(learner.policy)
 
-    def watched(learner: Learner, samples: Sequence[Sample], **settings: Any) -> dict[str, float]:
+    def watched(
+        learner: Learner, samples: Sequence[Trajectory], **settings: Any
+    ) -> dict[str, float]:
         seen.append(list(samples))
         return update(learner, samples, **settings)
 
     monkeypatch.setattr(i2b_lpo.training.loop, "update", watched)
     record = train_step(learner, FakeTask(), 0)
     assert len(seen) == updates
-    whole = samples_of(record.traces, record.advantages)
+    whole = trajectories_of(record.traces, record.advantages)
     chosen = [id(s.rollout) for part in seen for s in part]
     assert sorted(chosen) == sorted(id(s.rollout) for s in whole), "all of them, each once"
     groups = [{id(s.rollout) for s in part} for part in seen]
@@ -818,13 +824,15 @@ def test_each_update_leaves_out_the_uniform_groups_among_its_own(
     updates: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Groups 0 and 3 are uniform: one of the first update and one of the second."""
-    given: list[list[Sample]] = []
+    given: list[list[Trajectory]] = []
 
     def verdicts(golds: Sequence[str], texts: Sequence[str]) -> list[Verdict]:
         right = [i // 4 in (0, 1, 2) and (i // 4 == 0 or i % 2 == 0) for i in range(len(texts))]
         return [Verdict(ok, "correct" if ok else "wrong", None) for ok in right]
 
-    def watched(learner: Learner, samples: Sequence[Sample], **settings: Any) -> dict[str, float]:
+    def watched(
+        learner: Learner, samples: Sequence[Trajectory], **settings: Any
+    ) -> dict[str, float]:
         given.append(list(samples))
         return update(learner, samples, **settings)
 
@@ -947,7 +955,7 @@ def test_learning_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(
         SMALL,
         steps=14,
-        rollout=RolloutConfig(samples=8, max_new_tokens=4),
+        rollout=RolloutConfig(rollouts=8, max_new_tokens=4),
         optimizer=OptimizerConfig(learning_rate=2e-2),
     )
     history = train(config, tiny_policy(), FakeTask(), progress=False)
@@ -1052,7 +1060,7 @@ def no_accelerator_yet() -> Iterator[None]:
 @pytest.mark.usefixtures("no_accelerator_yet")
 def test_bfloat16_passes_train_float32_weights() -> None:
     policy = tiny_policy()
-    config = RunConfig(rollout=RolloutConfig(samples=4, max_new_tokens=8), questions=2)
+    config = RunConfig(rollout=RolloutConfig(rollouts=4, max_new_tokens=8), questions=2)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     learner = build_learner(policy, config, accelerator=accelerator)
     before = [p.detach().clone() for p in policy.model.parameters()]
@@ -1061,10 +1069,10 @@ def test_bfloat16_passes_train_float32_weights() -> None:
             policy,
             load_task("shop").questions("train", 2, seed=0),
             Sampling(8),
-            samples=4,
+            rollouts=4,
             generator=torch.Generator().manual_seed(0),
         )
-    metrics = update(learner, samples_of(traces, torch.tensor([[1.0, -1.0, 0.5, -0.5]] * 2)))
+    metrics = update(learner, trajectories_of(traces, torch.tensor([[1.0, -1.0, 0.5, -0.5]] * 2)))
     # The same precision on both sides: what decoding recorded is what the update sees, up to
     # bfloat16's rounding.
     assert metrics["mean_ratio"] == pytest.approx(1.0, abs=0.05)

@@ -34,7 +34,7 @@ from i2b_lpo.training.latents import (
 )
 
 CONFIG = LatentConfig(
-    d_z=3, questions=6, samples=4, forks=2, horizon=4, steps=8, batch=8, selector_steps=5
+    d_z=3, questions=6, rollouts=4, forks=2, horizon=4, steps=8, batch=8, selector_steps=5
 )
 
 
@@ -74,7 +74,7 @@ def test_an_example_is_its_rollout_parted_at_a_fork() -> None:
         policy,
         task.questions("train", 6, seed=0),
         Sampling(120),
-        samples=2,
+        rollouts=2,
         generator=torch.Generator().manual_seed(0),
     )
     config = replace(CONFIG, forks=3)

@@ -33,15 +33,15 @@ from i2b_lpo.model.policy import Policy
 from i2b_lpo.model.steering import Steering, new_steering
 from i2b_lpo.rollout.branching import grow_trees
 from i2b_lpo.trace import Trace, read_traces, write_traces
-from i2b_lpo.training.batch import Sample, pack, samples_of
+from i2b_lpo.training.batch import Trajectory, pack, trajectories_of
 from i2b_lpo.training.loop import select, train, train_step
 from i2b_lpo.training.updating import Learner, TokenScorer, build_learner, update, without_z
 
 CONFIG = RunConfig(
     steps=2,
     questions=3,
-    rollout=RolloutConfig(samples=2, max_new_tokens=LENGTH),
-    branch=BranchConfig(samples=3, fraction=0.5),
+    rollout=RolloutConfig(rollouts=2, max_new_tokens=LENGTH),
+    branch=BranchConfig(branches=3, fraction=0.5),
     grpo=GRPOConfig(micro_tokens=200),
 )
 
@@ -74,15 +74,15 @@ def trees_of(policy: Policy, steering: Steering, config: RunConfig = CONFIG) -> 
         QUESTIONS,
         Sampling(LENGTH, config.rollout.temperature),
         config.branch,
-        samples=config.rollout.samples,
+        rollouts=config.rollout.rollouts,
         steering=steering,
         generator=torch.Generator().manual_seed(0),
     )
 
 
-def with_advantages(traces: Sequence[Trace]) -> list[Sample]:
+def with_advantages(traces: Sequence[Trace]) -> list[Trajectory]:
     size = len(traces[0].rollouts)
-    return samples_of(traces, torch.arange(1.0, len(traces) * size + 1).view(-1, size) / 16)
+    return trajectories_of(traces, torch.arange(1.0, len(traces) * size + 1).view(-1, size) / 16)
 
 
 def learner_of(
@@ -100,7 +100,7 @@ def learner_of(
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_the_mask_counts_each_generated_token_once(rounds: int) -> None:
     policy, steering = policy_and_steering()
-    config = replace(CONFIG, branch=replace(CONFIG.branch, samples=2, rounds=rounds))
+    config = replace(CONFIG, branch=replace(CONFIG.branch, branches=2, rounds=rounds))
     for trace in trees_of(policy, steering, config):
         samples = with_advantages([trace])
         batch = pack(samples, policy.pad_id)
@@ -136,9 +136,9 @@ def test_what_the_filter_pruned_counts_nowhere() -> None:
         rollouts=tuple(replace(r, kept=i not in (3, 6)) for i, r in enumerate(rollouts)),
     )
     ones = torch.ones(1, len(rollouts))
-    kept = [s for s in samples_of([traces[0]], ones)]
+    kept = [s for s in trajectories_of([traces[0]], ones)]
     del kept[6], kept[3]
-    pruned = samples_of([cut], ones)
+    pruned = trajectories_of([cut], ones)
     assert [s.dropped for s in pruned] == [i in (3, 6) for i in range(len(rollouts))]
     assert update(learner, pruned)["trained_tokens"] == sum(s.new_tokens for s in kept)
     other, _ = learner_of()
@@ -155,7 +155,7 @@ def test_the_denominator_counts_what_is_a_trajectorys_own(variant: str) -> None:
     whole = [len(r) for t in traces for r in t.rollouts]
     assert sum(own) < 0.8 * sum(whole), "the prefixes are too short to matter"
     gains = [((i * 5) % 7 - 3) / 8 for i in range(len(own))]
-    samples = samples_of(traces, torch.tensor(gains).view(len(traces), -1))
+    samples = trajectories_of(traces, torch.tensor(gains).view(len(traces), -1))
     per_token = sum(a * n for a, n in zip(gains, own, strict=True))
     expected = {
         "grpo": -per_token / sum(own),
@@ -168,7 +168,7 @@ def test_the_denominator_counts_what_is_a_trajectorys_own(variant: str) -> None:
 # --- latents of another kind --------------------------------------------------------------------
 
 
-def drawn_with(sample: Sample, **changes: Any) -> Sample:
+def drawn_with(sample: Trajectory, **changes: Any) -> Trajectory:
     branch = sample.rollout.branch
     assert branch is not None
     return replace(sample, rollout=replace(sample.rollout, branch=replace(branch, **changes)))
@@ -281,7 +281,7 @@ def test_plain_training_weighs_each_token_by_the_capped_ratio(temperature: float
 def test_every_branch_with_an_advantage_is_prepared_whatever_its_sign() -> None:
     learner, traces = learner_of(PLAIN)
     scores = (torch.arange(24.0) % 3 - 1).view(3, 8)  # −1, 0 and 1 among the branches
-    samples = samples_of(traces, scores)
+    samples = trajectories_of(traces, scores)
     assert {s.advantage for s in samples if s.z} == {-1.0, 0.0, 1.0}
     for before, after in zip(samples, without_z(learner, samples), strict=True):
         if not before.z or not before.advantage:
@@ -303,10 +303,12 @@ def test_the_ratio_is_to_the_policy_before_the_first_update(
     policy, steering = policy_and_steering()
     learner = build_learner(policy, config, steering=steering)
     old = copy.deepcopy(policy.model)
-    given: list[Sample] = []
+    given: list[Trajectory] = []
     moved: list[float] = []
 
-    def watched(learner: Learner, samples: Sequence[Sample], **settings: Any) -> dict[str, float]:
+    def watched(
+        learner: Learner, samples: Sequence[Trajectory], **settings: Any
+    ) -> dict[str, float]:
         for sample in (s for s in samples if s.z and s.advantage):
             given.append(sample)
             now = plain_logprobs(learner.policy, sample, 1.0)
@@ -323,7 +325,7 @@ def test_the_ratio_is_to_the_policy_before_the_first_update(
 
 
 @torch.no_grad()
-def plain_logprobs(policy: Policy, sample: Sample, temperature: float) -> list[float]:
+def plain_logprobs(policy: Policy, sample: Trajectory, temperature: float) -> list[float]:
     ids = torch.tensor([[*sample.prompt_ids, *sample.rollout.ids]])
     logits = policy.model(input_ids=ids, use_cache=False).logits[0, :, : policy.vocab_size]
     logp = (logits.double() / temperature).log_softmax(-1)
@@ -460,9 +462,9 @@ def test_a_run_is_the_same_for_the_same_seed() -> None:
 def test_the_two_methods_have_groups_of_one_size() -> None:
     for name in ("tiny", "qwen2.5-0.5b", "qwen2.5-7b"):
         grpo, whole = (preset(name).with_method(m) for m in ("grpo", "i2b-lpo"))
-        assert grpo.branch.samples == 0 and grpo.ib == NO_IB and grpo == preset(name)
-        assert whole.rollout.samples * (1 + whole.branch.samples) == grpo.rollout.samples
-        assert (whole.rollout.samples, whole.branch.samples, whole.ib.keep) == (2, 3, 2)
+        assert grpo.branch.branches == 0 and grpo.ib == NO_IB and grpo == preset(name)
+        assert whole.rollout.rollouts * (1 + whole.branch.branches) == grpo.rollout.rollouts
+        assert (whole.rollout.rollouts, whole.branch.branches, whole.ib.keep) == (2, 3, 2)
         assert whole.grpo.alpha == 0.005
 
 
@@ -471,16 +473,16 @@ def test_the_two_methods_have_groups_of_one_size() -> None:
     [
         (lambda: RunConfig().with_method("ppo"), "Unknown method 'ppo'; choose grpo or i2b-lpo"),
         (
-            lambda: replace(RunConfig(), rollout=RolloutConfig(samples=6)).with_method("i2b-lpo"),
-            r"rollout.samples is 6\); I²B-LPO needs a multiple of 4",
+            lambda: replace(RunConfig(), rollout=RolloutConfig(rollouts=6)).with_method("i2b-lpo"),
+            r"rollout.rollouts is 6\); I²B-LPO needs a multiple of 4",
         ),
-        (lambda: RunConfig(rollout=RolloutConfig(samples=1)), "a group needs at least 2"),
+        (lambda: RunConfig(rollout=RolloutConfig(rollouts=1)), "a group needs at least 2"),
         (lambda: IBConfig(estimator="none"), "'top_n' needs scores"),
         (lambda: GRPOConfig(logprob="both"), "choose latent or plain"),
         (lambda: RunConfig(grpo=GRPOConfig(train_psa=True)), "train_psa has nothing to train"),
         (lambda: GRPOConfig(logprob="plain", train_psa=True), "train_psa needs grpo.logprob lat"),
         (lambda: GRPOConfig(ratio_cap=0.0), "ratio_cap is 0.0"),
-        (lambda: BranchConfig(samples=-1), "branch.samples is -1"),
+        (lambda: BranchConfig(branches=-1), "branch.branches is -1"),
         (lambda: BranchConfig(rounds=0), "branch.rounds is 0"),
         (lambda: BranchConfig(fraction=0.0), "branch.fraction is 0.0"),
     ],

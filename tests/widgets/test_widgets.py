@@ -146,7 +146,7 @@ def test_the_explorer_grows_the_tree_that_grow_trees_grows(
     from i2b_lpo.rollout.example import QUESTION
 
     (tree,) = grow_trees(
-        policy, [QUESTION], Sampling(24), BranchConfig(samples=3, fusion="psa"), samples=2,
+        policy, [QUESTION], Sampling(24), BranchConfig(branches=3, fusion="psa"), rollouts=2,
         steering=steering, generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     assert explorer.trace is not None
@@ -555,7 +555,7 @@ def run_config(steps: int = 4) -> RunConfig:
     return RunConfig(
         steps=steps,
         questions=2,
-        rollout=RolloutConfig(samples=2, max_new_tokens=12),
+        rollout=RolloutConfig(rollouts=2, max_new_tokens=12),
         checkpoint=CheckpointConfig(every=1),
     )
 
@@ -679,7 +679,7 @@ def test_the_last_step_is_told_and_a_right_rollout_of_it_is_shown(tmp_path: Path
 def test_the_branches_of_a_run_take_the_latents_they_are_given(tmp_path: Path) -> None:
     torch.manual_seed(0)
     trained = tiny_policy(seed=3)
-    config = replace(run_config(steps=1), branch=BranchConfig(samples=1, fusion="psa"))
+    config = replace(run_config(steps=1), branch=BranchConfig(branches=1, fusion="psa"))
     widget = TrainingDashboard(
         config, trained, load_task("shop"), output=tmp_path, steering=new_steering(trained, d_z=2)
     )

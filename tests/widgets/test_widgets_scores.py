@@ -40,7 +40,7 @@ def trees(policy: Policy) -> list[Trace]:
     """Four trees of two roots and two branch sets of three; what has an even digit sum is right."""
     return grow_trees(
         policy, load_task("shop").questions("validation", 4, seed=0), Sampling(24),
-        BranchConfig(samples=3, fusion="none"), samples=2,
+        BranchConfig(branches=3, fusion="none"), rollouts=2,
         generator=torch.Generator().manual_seed(0),
         reward=lambda question, text: float(sum(map(ord, text)) % 2),
     )  # fmt: skip

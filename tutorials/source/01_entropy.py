@@ -184,7 +184,7 @@ task = load_task("shop")
 questions = task.questions("validation", 24, seed=1)
 sampling = Sampling(max_new_tokens=160)
 traces = roll_out(
-    policy, questions, sampling, samples=4,
+    policy, questions, sampling, rollouts=4,
     generator=torch.Generator().manual_seed(1),
 )
 rollouts = [rollout for trace in traces for rollout in trace.rollouts]

@@ -138,7 +138,7 @@ kept = [*c, factor.ids[34]]
 print(f"p = {p}, o_t* = {factor.pieces[34]!r}")
 for name, start in (("decided again", c), ("control: kept", kept)):
     drawn = decode(
-        policy, [start], sampling, samples=8,
+        policy, [start], sampling, rollouts=8,
         generator=torch.Generator().manual_seed(3),
     )
     whole = [
@@ -197,9 +197,9 @@ def update_mask(
 check.update_mask(update_mask)
 
 # %% tags=["expected"]
-plain = BranchConfig(samples=3, fusion="none")  # K = 3, without z
+plain = BranchConfig(branches=3, fusion="none")  # K = 3, without z
 (tree,) = grow_trees(
-    policy, [QUESTION], sampling, plain, samples=2,
+    policy, [QUESTION], sampling, plain, rollouts=2,
     generator=torch.Generator().manual_seed(7),
 )
 starts = [tree.start(i) for i in range(len(tree.rollouts))]
@@ -343,7 +343,7 @@ questions = task.questions("validation", 32, seed=2)
 
 def trees_of(samples, branch):
     return grow_trees(
-        policy, questions, sampling, branch, samples=samples,
+        policy, questions, sampling, branch, rollouts=samples,
         generator=torch.Generator().manual_seed(0),
     )
 
@@ -352,7 +352,7 @@ arms = {
     "baseline: independent": trees_of(8, BranchConfig()),
     "entropy forks": trees_of(2, plain),
     "control: uniform forks": trees_of(
-        2, BranchConfig(samples=3, fusion="none", rule="uniform")
+        2, BranchConfig(branches=3, fusion="none", rule="uniform")
     ),
 }
 

@@ -209,7 +209,7 @@ grpo, task = load_policy("tiny-grpo"), load_task("shop")
 steering = load_steering(grpo)
 traces = roll_out(
     base, task.questions("validation", 40, seed=2), Sampling(160),
-    samples=2, generator=torch.Generator().manual_seed(2),
+    rollouts=2, generator=torch.Generator().manual_seed(2),
 )
 chance = torch.Generator().manual_seed(2)
 parted = fork_examples(base, task, traces, LatentConfig(), chance)
@@ -332,15 +332,15 @@ check.coverage(coverage)
 # %%
 one_token, seeded = Sampling(1), torch.Generator().manual_seed
 read = decode(
-    grpo, prefixes, one_token, keep_read=True, generator=seeded(0)
-).read
+    grpo, prefixes, one_token, keep_kv=True, generator=seeded(0)
+).kv
 start = [Prefix(*both) for both in zip(prefixes, read)]
 
 
 def first_words(z):
     """First words of the K branches of each fork; z (B, K, d_z)."""
     found = decode_branches(
-        grpo, start, [1] * len(start), one_token, samples=K,
+        grpo, start, [1] * len(start), one_token, branches=K,
         injection=None if z is None else steering.injection(
             z.flatten(0, 1)
         ),

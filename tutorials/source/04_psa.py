@@ -351,7 +351,7 @@ use = steering.injection(z_of["Factor"][None])
 
 # %% tags=["expected"]
 prefix = Prefix(tuple(c), decode(
-    policy, [c], Sampling(1, temperature=0), keep_read=True).read[0])
+    policy, [c], Sampling(1, temperature=0), keep_kv=True).kv[0])
 library = decode_branches(policy, [prefix], [9],
                           Sampling(9, temperature=0), injection=use)
 drawn = library.ids[0].tolist()
@@ -449,7 +449,7 @@ arms = {
 scores = {}
 for name, injection in arms.items():
     drawn = decode_branches(
-        policy, [prefix] * sets, [1] * sets, Sampling(1), samples=6,
+        policy, [prefix] * sets, [1] * sets, Sampling(1), branches=6,
         injection=injection, generator=torch.Generator().manual_seed(1),
     ).ids[:, 0].view(sets, 6)
     words = [[policy.text([i]).strip() for i in row] for row in drawn]

@@ -402,7 +402,7 @@ for n in (2, 1):
 # %%
 forest = scored(grow_trees(
     policy, task.questions("validation", 24, seed=0), Sampling(160),
-    BranchConfig(samples=3, fusion="none"), samples=2,
+    BranchConfig(branches=3, fusion="none"), rollouts=2,
     generator=torch.Generator().manual_seed(0),
 ))
 rng = random.Random(0)

@@ -26,7 +26,7 @@ from i2b_lpo.method import pass_at_k as library_pass_at_k
 from i2b_lpo.model import Policy, Sampling, load_policy, policy_logprobs
 from i2b_lpo.rollout import FOUR, QUESTION, roll_out, teacher_force
 from i2b_lpo.tasks import load_task
-from i2b_lpo.training import Batch, pack, reward_table, samples_of
+from i2b_lpo.training import Batch, pack, reward_table, trajectories_of
 from i2b_lpo.views import group_advantages as draw_group
 from i2b_lpo.views import training_curves
 from i2b_lpo.views.surrogate import surrogate
@@ -86,7 +86,7 @@ check.group_advantages(group_advantages)
 policy, task = load_policy("tiny-base"), load_task("shop")
 traces = roll_out(
     policy, task.batch(0, 12, seed=1), Sampling(max_new_tokens=160),
-    samples=8, generator=torch.Generator().manual_seed(1),
+    rollouts=8, generator=torch.Generator().manual_seed(1),
 )
 R = reward_table(traces)  # (Q, G)
 A = group_advantages(R, 1e-4)
@@ -283,8 +283,8 @@ def margin(who: Policy, unseen: Batch) -> float:
 def fit(gains: Tensor, low: float = 0.2, high: float = 0.2) -> list[dict]:
     who = load_policy("tiny-base")
     adamw = torch.optim.AdamW(who.model.parameters(), lr=4e-4)
-    seen = pack(samples_of(traces[:6], gains), who.pad_id)
-    unseen = pack(samples_of(traces[6:], A[6:]), who.pad_id)
+    seen = pack(trajectories_of(traces[:6], gains), who.pad_id)
+    unseen = pack(trajectories_of(traces[6:], A[6:]), who.pad_id)
     rows = []
     for step in range(5):
         ratio = (log_probs(who, seen) - seen.old_logp).exp()
@@ -372,7 +372,7 @@ asked = task.questions("validation", 24, seed=3)
 right = {}
 for name in ("tiny-base", "tiny-grpo"):
     drawn = roll_out(
-        load_policy(name), asked, Sampling(max_new_tokens=160), samples=8,
+        load_policy(name), asked, Sampling(max_new_tokens=160), rollouts=8,
         generator=torch.Generator().manual_seed(3),
     )
     right[name] = reward_table(drawn).sum(1).int().tolist()  # c, each of 8

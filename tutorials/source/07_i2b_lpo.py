@@ -30,7 +30,7 @@ from i2b_lpo.model import Sampling, load_policy, load_steering
 from i2b_lpo.rollout import FOUR, PREFIX, QUESTION, grow_trees, score_traces, teacher_force
 from i2b_lpo.tasks import load_task
 from i2b_lpo.trace import Branch
-from i2b_lpo.training import TokenScorer, pack, samples_of
+from i2b_lpo.training import TokenScorer, pack, trajectories_of
 from i2b_lpo.views import branch_tree, training_curves
 
 sys.path.insert(0, "..")  # the folder that holds the checks
@@ -160,7 +160,7 @@ check.select(select)
 steering = load_steering(policy)
 trees = grow_trees(
     policy, task.batch(0, 12, seed=0), Sampling(max_new_tokens=160),
-    config.branch, samples=2, steering=steering,
+    config.branch, rollouts=2, steering=steering,
     generator=torch.Generator().manual_seed(0),
 )
 trees = score_traces(policy, trees, config.ib)
@@ -252,7 +252,7 @@ check.ratio_and_weight(ratio_and_weight)
 
 # %%
 gains = torch.zeros(12, 8)  # not needed for log-probs
-steered = [s for s in samples_of(trees, gains) if s.rollout.branch]
+steered = [s for s in trajectories_of(trees, gains) if s.rollout.branch]
 batch = pack(steered, policy.pad_id)
 with torch.no_grad():
     with_z, _ = TokenScorer(policy, 1.0, steering)(batch)  # (B, T)
