@@ -463,7 +463,7 @@ def test_a_folder_of_an_earlier_version_is_refused(
     (old / "config.json").write_text("{}", encoding="utf-8")
     (old / "metrics.jsonl").write_text("", encoding="utf-8")
     before = sorted(old.rglob("*"))
-    hint = f"{old} holds the config.json of an earlier version, where this one has run.toml"
+    hint = f"{old} holds a run of version 0.1 of i2b_lpo, whose settings have other names than"
     small = ("--policy", home / "policy", "--steps", 1)
     refused(capsys, hint, "train", *small, "--resume", "--output", old)
     refused(capsys, hint, "export", old, tmp_path / "card")

@@ -350,7 +350,6 @@ def work(folder: Path) -> None:
 
 # --- the launcher -------------------------------------------------------------------------------
 
-HERE = Path(__file__).parent  # and tiny.py one floor up
 MARK = "I2B_LPO_TEST_RUN"
 
 
@@ -360,9 +359,7 @@ def start(folder: Path, call: str, mark: str) -> subprocess.Popen[str]:
     worker.write_text(f"import test_processes\ntest_processes.{call}\n", encoding="utf-8")
     package = Path(i2b_lpo.__file__).parent.parent
     variables = {
-        "PYTHONPATH": os.pathsep.join(
-            [str(package), str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
-        ),
+        "PYTHONPATH": os.pathsep.join([str(package), *filter(None, sys.path)]),
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
         MARK: mark,
