@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -109,6 +110,12 @@ def test_every_cited_section_of_the_method_exists() -> None:
     own = (METHOD, Path(__file__))
     found = {str(file): strange(text, known) for file, text in pages().items() if file not in own}
     assert {file: what for file, what in found.items() if what} == {}
+
+
+def test_the_issue_form_on_the_method_offers_its_sections() -> None:
+    form = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/deviation.yml").read_text("utf-8"))
+    menus = [part for part in form["body"] if part["type"] == "dropdown"]
+    assert [part["attributes"]["options"] for part in menus] == [sorted(sections())]
 
 
 @pytest.mark.parametrize(
