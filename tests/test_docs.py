@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import i2b_lpo
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -34,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_page_is_there(site: Path) -> None:
     sources = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("tutorials/*/*.ipynb")]
-    sources += [*ROOT.glob("tutorials/*.md"), *ROOT.glob("docs/*.md")]
+    sources += [*ROOT.glob("tutorials/*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/api/*.rst")]
     missing = [
         s for s in sources if not (site / s.relative_to(ROOT)).with_suffix(".html").is_file()
     ]
@@ -49,6 +51,15 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     found = {m[0] for page in site.rglob("*.html") for m in loads.finditer(page.read_text("utf-8"))}
     assert found == set()
     assert (site / "_static" / "MathJax.js").is_file()
+
+
+def test_every_public_name_is_on_the_page_of_its_room(site: Path) -> None:
+    rooms = set(i2b_lpo.__all__) - {"cli", "commands"}
+    assert rooms == {page.stem for page in ROOT.glob("docs/api/*.rst")}
+    for room in rooms:
+        page = (site / "docs" / "api" / f"{room}.html").read_text("utf-8")
+        shown = re.findall(rf'<dt [^>]*id="i2b_lpo\.{room}\.(?:[a-z_]+\.)?(\w+)">', page)
+        assert sorted(shown) == sorted(getattr(i2b_lpo, room).__all__), room
 
 
 def test_every_picture_of_a_notebook_has_its_words(site: Path) -> None:

@@ -147,6 +147,7 @@ class RunConfig:
 
 
 METHODS = ("grpo", "i2b-lpo")
+"""The names that ``--method`` takes."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,9 @@ __all__ = [
 ]
 
 Scale = Literal["std", "none"]
+"""Divisor of the advantages, see `advantages`."""
 Reduction = Literal["token", "sequence", "constant"]
+"""Denominator of the loss, see `loss_normaliser`."""
 
 _MAX_LOG_RATIO = 20.0
 """Far beyond every clip; a larger ratio could overflow, and its zero gradient become NaN."""
@@ -196,7 +198,7 @@ def overlong_penalty(lengths: Tensor, max_length: int, cache: int) -> Tensor:
     L_max − L_cache tokens, then falling in a line to −1 at L_max.
 
     Args:
-        lengths: |y|, new tokens per response, any shape.
+        lengths: ``|y|``, new tokens per response, any shape.
         max_length: L_max, in tokens.
         cache: L_cache, width of the soft zone, in tokens, between 1 and `max_length`.
 
@@ -307,8 +309,8 @@ def policy_loss(
               + \alpha A_i H_{it} \Big\}, \quad \rho = \pi_\theta / \pi_{old}
 
     METHOD §6 [C]: token mean (D = Σ|m|, n_i = 1), gradient of the self-reward term through H
-    only. With ``sequence`` n_i = |m_i| and D is the number of sequences; with ``constant`` n_i = 1
-    and D = L·B (see `loss_normaliser`). Where A_i < 0 the surrogate is at least
+    only. With ``sequence`` n_i = ``|m_i|`` and D is the number of sequences; with ``constant``
+    n_i = 1 and D = L·B (see `loss_normaliser`). Where A_i < 0 the surrogate is at least
     ``dual_clip``·A_i. Entries with m = 0 never matter, whatever stands there.
 
     Micro-batches whose `normaliser` is the whole batch's add up to the whole batch's loss.

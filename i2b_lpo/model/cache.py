@@ -111,7 +111,7 @@ def gather(
     With an injection that has keys, column 0 is the slot of z: one latent a row of the result.
 
     Returns:
-        The cache, and the mask (B, C) of its columns without the slot: 1 on tokens, 0 on padding.
+        The cache, and the mask (B, C) of its columns without the slot; 1 on tokens, 0 on padding.
 
     Raises:
         ValueError: there isn't one latent for each row of the result.
