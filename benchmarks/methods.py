@@ -25,7 +25,7 @@ import torch
 
 from i2b_lpo.config import RunConfig, preset
 from i2b_lpo.evaluation import evaluate
-from i2b_lpo.method import bootstrap_interval
+from i2b_lpo.method import bootstrap_interval, with_method
 from i2b_lpo.model import Sampling, load_policy
 from i2b_lpo.tasks import load_task
 from i2b_lpo.training import train
@@ -38,11 +38,11 @@ SHOWN = ("pass@1", "pass@8", "greedy", "distinct strategies", "entropy", "length
 def _i2b(
     change: Callable[[RunConfig], RunConfig] = lambda c: c,
 ) -> Callable[[RunConfig], RunConfig]:
-    return lambda config: change(config.with_method("i2b-lpo"))
+    return lambda config: change(with_method(config, "i2b-lpo"))
 
 
 METHODS: dict[str, Callable[[RunConfig], RunConfig]] = {
-    "grpo": lambda config: config.with_method("grpo"),
+    "grpo": lambda config: with_method(config, "grpo"),
     "i2b-lpo": _i2b(),
     "plain": _i2b(lambda c: replace(c, grpo=replace(c.grpo, logprob="plain"))),
     "within_outcome": _i2b(lambda c: replace(c, ib=replace(c.ib, filter="within_outcome"))),

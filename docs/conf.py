@@ -84,7 +84,8 @@ class Face(SphinxDirective):
             text += f"\n{title}\n{'-' * len(title)}\n\n"
             tables = [member for member in members if _is_table(getattr(face, member))]
             shown = ", ".join(member for member in members if member not in tables)
-            text += f".. automodule:: {home}\n   :members: {shown}\n\n"
+            text += f".. automodule:: {home}\n"
+            text += f"   :members: {shown}\n\n" if shown else "\n"  # no names would be all names
             text += "".join(f".. autodata:: {home}.{table}\n   :no-value:\n\n" for table in tables)
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import i2b_lpo
-from i2b_lpo.commands import BASES
-from i2b_lpo.commands import COMMANDS as _COMMANDS
-from i2b_lpo.config import METHODS, flat
+from i2b_lpo.commands import BASES, COMMANDS as _COMMANDS
+from i2b_lpo.config import flat
+from i2b_lpo.method.methods import METHODS
 
 __all__ = ["main"]
 

@@ -20,6 +20,7 @@ from i2b_lpo.config import (
     EvaluateConfig,
     LatentConfig,
     PretrainConfig,
+    RunConfig,
     SampleConfig,
     TourConfig,
     compose,
@@ -28,6 +29,7 @@ from i2b_lpo.config import (
     to_toml,
     write_run,
 )
+from i2b_lpo.method.methods import with_method
 
 __all__ = ["BASES", "COMMANDS"]
 
@@ -53,6 +55,7 @@ def _settings(arguments: argparse.Namespace, base: Settings, **named: Any) -> Se
         file=arguments.config,
         named=named,
         method=given.get("method"),
+        with_method=with_method if isinstance(base, RunConfig) else None,
         sets=arguments.sets,
     )
 
@@ -77,10 +80,10 @@ def _task(settings: Any) -> Any:
 
 def _tour(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments, BASES["tour"])
-    from i2b_lpo.method.names import check_names
+    from i2b_lpo.method.checks import check
     from i2b_lpo.tour import tour
 
-    check_names(settings)
+    check(settings)
     page = tour(arguments.output, settings)
     print(f"\nPage: {page} (open it in a browser)")
 
@@ -92,12 +95,12 @@ def _train(arguments: argparse.Namespace) -> None:
     import torch
     from accelerate import PartialState
 
-    from i2b_lpo.method.names import check_names
+    from i2b_lpo.method.checks import check
     from i2b_lpo.model.policy import load_policy
     from i2b_lpo.training.loop import train
     from i2b_lpo.training.processes import own_device
 
-    check_names(config)
+    check(config)
     task = _task(config)
     # Small updates would be lost in half-precision weights; on a GPU the passes run in bfloat16.
     device = own_device(config.device)
@@ -110,12 +113,12 @@ def _train(arguments: argparse.Namespace) -> None:
 def _train_latents(arguments: argparse.Namespace) -> None:
     config = _settings(arguments, BASES["train-latents"])
     _need_new(arguments.output)
-    from i2b_lpo.method.names import check_names
+    from i2b_lpo.method.checks import check
     from i2b_lpo.model.policy import load_policy
     from i2b_lpo.model.steering import latest_version, new_steering, save_steering
     from i2b_lpo.training.latents import collect, steering_report, train_latents
 
-    check_names(config)
+    check(config)
     task = _task(config)
     policy = load_policy(config.policy, device=config.device)
     new_steering(policy, d_z=config.d_z, fusion=config.fusion)  # refuses before minutes are spent
@@ -217,14 +220,14 @@ def _rollout(arguments: argparse.Namespace) -> None:
     _need_new(output)
     import torch
 
-    from i2b_lpo.method.names import check_names
+    from i2b_lpo.method.checks import check
     from i2b_lpo.model.decoding import Sampling
     from i2b_lpo.model.steering import load_steering
     from i2b_lpo.rollout.branching import grow_trees
     from i2b_lpo.tasks.loading import own_question
     from i2b_lpo.trace import write_traces
 
-    check_names(settings)
+    check(settings)
     own = own_question(settings.question) if arguments.question is not None else None
     policy, task = _policy_and_task(settings)
     question = own or task.questions(settings.split, 1, seed=settings.seed)[0]

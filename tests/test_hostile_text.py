@@ -27,7 +27,8 @@ from test_report import make_config, make_tree
 from test_views import make_evaluation, make_records
 
 from i2b_lpo import cli, views
-from i2b_lpo.report.page import Run, tour_page
+from i2b_lpo.report.page import tour_page
+from i2b_lpo.report.runs import Run
 from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace, read_traces, write_traces
 from i2b_lpo.views import View
 

@@ -13,8 +13,8 @@ import torch
 
 from i2b_lpo.config import BranchConfig
 from i2b_lpo.method.entropy import FORK_RULES, choose_fork
-from i2b_lpo.method.latent import SAMPLERS
 from i2b_lpo.method.psa import FUSIONS
+from i2b_lpo.method.samplers import SAMPLERS
 from i2b_lpo.model.cache import KeyValues
 from i2b_lpo.model.decoding import Prefix, Sampling, decode_branches, read_without_z
 from i2b_lpo.model.policy import Policy

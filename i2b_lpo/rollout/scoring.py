@@ -24,10 +24,10 @@ import torch
 
 from i2b_lpo.config import IBConfig
 from i2b_lpo.infra.memory import halving, one_pass
+from i2b_lpo.method.checks import check
 from i2b_lpo.method.filters import FILTERS
 from i2b_lpo.method.grpo import advantages
 from i2b_lpo.method.ib import ESTIMATORS, Evidence, reference_length
-from i2b_lpo.method.names import check_names
 from i2b_lpo.model.logprobs import policy_logprobs
 from i2b_lpo.model.padding import mark, micro_batches, right_pad
 from i2b_lpo.model.policy import Policy
@@ -226,7 +226,7 @@ def gather_evidence(
         ValueError: an unknown estimator, a rollout without a reward, or a row that exceeds the
             policy's positions.
     """
-    check_names(IBConfig(estimator=estimator))
+    check(IBConfig(estimator=estimator))
     needs = ESTIMATORS[estimator]
     rewards = [torch.tensor(_rewards(trace)) for trace in traces]
     pairs = [(trace, rollout) for trace in traces for rollout in trace.rollouts]
@@ -304,7 +304,7 @@ def filter_traces(traces: Sequence[Trace], settings: IBConfig) -> list[Trace]:
     Raises:
         ValueError: an unknown filter, a rollout without a reward, or a branch without a score.
     """
-    check_names(settings)
+    check(settings)
     filtered = []
     for trace in traces:
         for i in (i for members in trace.branch_sets() for i in members):

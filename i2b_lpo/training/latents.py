@@ -22,7 +22,7 @@ from i2b_lpo.config import LatentConfig
 from i2b_lpo.method.entropy import choose_fork
 from i2b_lpo.method.latent import Elbo, cluster_weights, elbo, kl_per_dimension, selector_log_prob
 from i2b_lpo.method.probe import active_units, mutual_information, shuffled_information
-from i2b_lpo.method.psa import Injection, Strength
+from i2b_lpo.method.psa import Injection, Strength, tokens_since_fork
 from i2b_lpo.model.decoding import Sampling
 from i2b_lpo.model.logprobs import policy_logprobs
 from i2b_lpo.model.padding import mark, right_pad
@@ -135,8 +135,7 @@ def continuation_logprobs(
     ids, attended = right_pad(rows, policy.pad_id)
     p = torch.tensor([len(e.prefix) for e in examples])
     new = mark([(len(e.prefix), len(r)) for e, r in zip(examples, rows, strict=True)], ids.shape[1])
-    # The row of token p − 1 predicts the first token of the continuation.
-    since = torch.arange(ids.shape[1]) - (p[:, None] - 1)
+    since = tokens_since_fork(ids.shape[1], p[:, None])
     ids, attended, new, since = (t.to(policy.device) for t in (ids, attended, new, since))
     logp, _ = policy_logprobs(
         policy.model, ids, attended, new,

@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from i2b_lpo.method.latent import (
-    SAMPLERS,
     Gaussian,
     LatentModel,
     cluster_weights,
@@ -23,6 +21,7 @@ from i2b_lpo.method.latent import (
     masked_mean,
     selector_log_prob,
 )
+from i2b_lpo.method.samplers import SAMPLERS
 
 E, D, B = 7, 5, 4
 COUPLED = ("independent", "antithetic", "spread")  # the samplers that follow the prior

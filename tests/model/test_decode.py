@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tiny import PADDING, tiny_policy
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
@@ -51,11 +50,11 @@ def rows(decoded: Decoded) -> list[list[int]]:
 
 
 def occurring_ends(
-    policy: Policy, prompts: Sequence[Sequence[int]], sampling: Sampling, samples: int = 1
+    policy: Policy, prompts: Sequence[Sequence[int]], sampling: Sampling, rollouts: int = 1
 ) -> Policy:
     """`policy` with end tokens that stop some rows early, at different times, and others never."""
     endless = replace(policy, eos_ids=NEVER)
-    drawn = rows(decode(endless, prompts, sampling, rollouts=samples, generator=seeded()))
+    drawn = rows(decode(endless, prompts, sampling, rollouts=rollouts, generator=seeded()))
     for ends in product(drawn[0][2:], drawn[-1][2:]):
         stops = {next((t for t, i in enumerate(row) if i in ends), -1) for row in drawn}
         if len(stops) >= 3 and -1 in stops:
@@ -470,7 +469,7 @@ def test_sampling_without_a_generator_is_refused() -> None:
 
 
 def test_less_than_one_sample_is_refused() -> None:
-    with pytest.raises(ValueError, match="samples is 0"):
+    with pytest.raises(ValueError, match="rollouts is 0"):
         decode(tiny_policy(), [[1, 2]], Sampling(2, temperature=0), rollouts=0)
 
 

@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import tiny_policy
 from torch import Tensor
 
 import i2b_lpo.model.steering
-from i2b_lpo.method.latent import SAMPLERS
 from i2b_lpo.method.psa import FUSIONS, Strength
+from i2b_lpo.method.samplers import SAMPLERS
 from i2b_lpo.model.policy import Policy
 from i2b_lpo.model.steering import (
     SETTINGS,

@@ -71,7 +71,7 @@ def test_texts_pieces_numbers_and_verdicts_belong_together(monkeypatch: pytest.M
     sampling, generator = Sampling(30, 0.8, 0.9), seeded()
     traces = roll_out(policy, questions, sampling, rollouts=2, generator=generator)
     (((_, prompts, used), settings),) = calls
-    expected = {"samples": 2, "generator": generator, "keep_kv": False}
+    expected = {"rollouts": 2, "generator": generator, "keep_kv": False}
     assert (used, settings) == (sampling, expected)
     assert [t.question for t in traces] == questions
     assert [list(t.prompt_ids) for t in traces] == prompts
@@ -172,5 +172,5 @@ def test_no_questions_give_no_traces() -> None:
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"needs a torch\.Generator"):
         roll_out(tiny_policy(), PRODUCTS, Sampling(8))
-    with pytest.raises(ValueError, match="samples is 0; give at least 1"):
+    with pytest.raises(ValueError, match="rollouts is 0; give at least 1"):
         roll_out(tiny_policy(), PRODUCTS, Sampling(8), rollouts=0, generator=seeded())

@@ -12,9 +12,9 @@ import torch
 from tiny import tiny_policy
 
 from i2b_lpo.config import IBConfig
+from i2b_lpo.method.checks import check
 from i2b_lpo.method.grpo import advantages
 from i2b_lpo.method.ib import ESTIMATORS, reference_length
-from i2b_lpo.method.names import check_names
 from i2b_lpo.model.policy import Policy, load_policy
 from i2b_lpo.rollout.example import FOUR, QUESTION, teacher_force
 from i2b_lpo.rollout.scoring import (
@@ -416,4 +416,4 @@ def test_a_filtered_trace_scores_as_before(policy: Policy) -> None:
 )
 def test_settings_say_what_to_do(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_names(IBConfig(**changes))
+        check(IBConfig(**changes))

@@ -23,7 +23,9 @@ from test_train import FakeTask
 from tiny import tiny_policy
 
 import i2b_lpo.training.checkpoint
+import i2b_lpo.training.learner
 import i2b_lpo.training.loop
+import i2b_lpo.training.step
 import i2b_lpo.training.updating
 from i2b_lpo.config import (
     NO_IB,
@@ -42,8 +44,9 @@ from i2b_lpo.model.policy import Policy, load_policy
 from i2b_lpo.model.steering import Steering, load_steering, new_steering
 from i2b_lpo.trace import Question
 from i2b_lpo.training.checkpoint import newest_checkpoint, restore, save_checkpoint
-from i2b_lpo.training.loop import StepRecord, train
-from i2b_lpo.training.updating import Learner, build_learner
+from i2b_lpo.training.learner import Learner, build_learner
+from i2b_lpo.training.loop import train
+from i2b_lpo.training.step import StepRecord
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -182,7 +185,7 @@ PLACES: dict[str, tuple[Any, str, int, bool]] = {
     "rollout": (i2b_lpo.rollout.branching, "sample", 2, False),
     "branching": (i2b_lpo.rollout.branching, "records", 3, True),
     "verification": (i2b_lpo.rollout.branching, "verified", 3, True),
-    "scoring": (i2b_lpo.training.loop, "score_traces", 3, False),
+    "scoring": (i2b_lpo.training.step, "score_traces", 3, False),
     "between micro-batches": (i2b_lpo.training.updating, "policy_loss", 12, True),
     "before the optimizer's step": (torch.optim.AdamW, "step", 3, True),
     "after the optimizer's step": (torch.optim.AdamW, "step", 3, False),
@@ -246,7 +249,7 @@ def learner_and_history(config: RunConfig = WHOLE, done: int = 1) -> tuple[Learn
     policy, steering = setting(config)
     learner = build_learner(policy, config, steering=steering)
     records = [
-        i2b_lpo.training.loop.train_step(learner, FakeTask(), i, reward=by_text)
+        i2b_lpo.training.step.train_step(learner, FakeTask(), i, reward=by_text)
         for i in range(done)
     ]
     return learner, [record.metrics for record in records]

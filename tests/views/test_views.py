@@ -20,12 +20,15 @@ from typing import Any
 import kaleido
 import pytest
 from choreographer.errors import ChromeNotFoundError
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from plotly.offline import get_plotlyjs
 
-from i2b_lpo.tasks.shop import STRATEGIES as SHOP_STRATEGIES
-from i2b_lpo.tasks.shop import parse_problem, shop_questions, write_solution
+from i2b_lpo.tasks.shop import (
+    STRATEGIES as SHOP_STRATEGIES,
+    parse_problem,
+    shop_questions,
+    write_solution,
+)
 from i2b_lpo.trace import Question, Rollout, Score, Trace
 from i2b_lpo.views import (
     STYLES,

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from test_views import NASTY, as_plotly_shows, contrast, strings
 
 from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace

@@ -27,7 +27,8 @@ from i2b_lpo.model.policy import Policy
 from i2b_lpo.model.steering import Steering, new_steering
 from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace, write_traces
-from i2b_lpo.training.loop import StepRecord, train
+from i2b_lpo.training.loop import train
+from i2b_lpo.training.step import StepRecord
 from i2b_lpo.views.lanes import forks_of, lanes_of, order_of
 from i2b_lpo.views.strip import token_text
 from i2b_lpo.widgets import (
