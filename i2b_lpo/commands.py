@@ -144,8 +144,8 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     config = _settings(arguments, BASES["pretrain"], **named)
     _need_new(arguments.output)
     from i2b_lpo.evaluation.measuring import evaluate
-    from i2b_lpo.model.decoding import Sampling
     from i2b_lpo.model.policy import make_policy, save_policy
+    from i2b_lpo.model.sampling import Sampling
     from i2b_lpo.tasks.loading import load_task
     from i2b_lpo.training.pretraining import build_model, build_tokenizer, pretrain
 
@@ -176,7 +176,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError("--resume goes on with what is in --output; name its folder.")
     from i2b_lpo.evaluation.measuring import evaluate
     from i2b_lpo.infra.files import write_text
-    from i2b_lpo.model.decoding import Sampling
+    from i2b_lpo.model.sampling import Sampling
     from i2b_lpo.trace import write_traces
 
     drawn = settings.rollout
@@ -221,7 +221,7 @@ def _rollout(arguments: argparse.Namespace) -> None:
     import torch
 
     from i2b_lpo.method.checks import check
-    from i2b_lpo.model.decoding import Sampling
+    from i2b_lpo.model.sampling import Sampling
     from i2b_lpo.model.steering import load_steering
     from i2b_lpo.rollout.branching import grow_trees
     from i2b_lpo.tasks.loading import own_question

@@ -38,8 +38,8 @@ import i2b_lpo
 from i2b_lpo.config import CheckpointConfig, RunConfig, TourConfig, options, refuse_old, write_run
 from i2b_lpo.evaluation.measuring import Evaluation, evaluate
 from i2b_lpo.method.methods import with_method
-from i2b_lpo.model.decoding import Sampling
 from i2b_lpo.model.policy import Policy, load_policy, save_policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.model.steering import load_steering
 from i2b_lpo.report.page import NAMES, summary, tour_page
 from i2b_lpo.report.runs import Run

@@ -8,10 +8,10 @@ from .cache import (
 from .decoding import (
     Decoded as Decoded,
     Prefix as Prefix,
-    Sampling as Sampling,
     decode as decode,
     decode_branches as decode_branches,
     read_without_z as read_without_z,
+    unread as unread,
 )
 from .exporting import (
     export as export,
@@ -26,6 +26,7 @@ from .inject import (
 from .logprobs import (
     chunked_logprobs as chunked_logprobs,
     policy_logprobs as policy_logprobs,
+    row_logprobs as row_logprobs,
 )
 from .padding import (
     left_pad as left_pad,
@@ -42,6 +43,10 @@ from .policy import (
     load_policy as load_policy,
     make_policy as make_policy,
     save_policy as save_policy,
+)
+from .sampling import (
+    Sampling as Sampling,
+    draw as draw,
 )
 from .steering import (
     Steering as Steering,

@@ -19,8 +19,7 @@ from collections.abc import Sequence
 
 import torch
 
-from i2b_lpo.model.logprobs import policy_logprobs
-from i2b_lpo.model.padding import mark, right_pad
+from i2b_lpo.model.logprobs import row_logprobs
 from i2b_lpo.model.policy import Policy
 from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.verify.verdict import verify_batch
@@ -75,27 +74,16 @@ def teacher_force(policy: Policy, question: Question, texts: Sequence[str]) -> T
             f"Prompt and text take {width} tokens and {policy.name} has {room} positions; "
             "shorten the text."
         )
-    ids, attended = right_pad([[*prompt, *row] for row in rows], policy.pad_id)
-    new = mark([(len(prompt), len(prompt) + len(row)) for row in rows], width)
-    logp, entropy = (
-        values[:, len(prompt) :].tolist()
-        for values in policy_logprobs(
-            policy.model,
-            ids.to(policy.device),
-            attended.to(policy.device),
-            new.to(policy.device),
-            temperature=1.0,
-            vocab_size=policy.vocab_size,
-        )
-    )
+    measured = row_logprobs(policy, [(prompt, row) for row in rows])
+    logp, entropy = ([tuple(row.tolist()) for row in values] for values in measured)
     verdicts = verify_batch([question.answer] * len(texts), texts)
     rollouts = [
         Rollout(
             ids=tuple(row),
             pieces=policy.pieces(row),
-            entropies=tuple(entropy[at][: len(row)]),
-            logprobs=tuple(logp[at][: len(row)]),
-            logprobs_t1=tuple(logp[at][: len(row)]),
+            entropies=entropy[at],
+            logprobs=logp[at],
+            logprobs_t1=logp[at],
             text=text,
             finished=True,
             reward=float(verdict.correct),

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 
 from i2b_lpo.model.cache import KeyValues
-from i2b_lpo.model.decoding import Decoded, Sampling, decode
+from i2b_lpo.model.decoding import Decoded, decode
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.verify.verdict import verify_batch
 

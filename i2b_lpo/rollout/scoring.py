@@ -28,8 +28,8 @@ from i2b_lpo.method.checks import check
 from i2b_lpo.method.filters import FILTERS
 from i2b_lpo.method.grpo import advantages
 from i2b_lpo.method.ib import ESTIMATORS, Evidence, reference_length
-from i2b_lpo.model.logprobs import policy_logprobs
-from i2b_lpo.model.padding import mark, micro_batches, right_pad
+from i2b_lpo.model.logprobs import row_logprobs
+from i2b_lpo.model.padding import micro_batches
 from i2b_lpo.model.policy import Policy
 from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.verify.references import extract_boxed
@@ -104,9 +104,9 @@ def answer_logprobs(
         raise ValueError(f"{len(contexts)} contexts need as many answers, got {len(answers)}.")
     forms = {answer: _answer_form(policy, answer) for answer in dict.fromkeys(answers)}
     rows = [(tuple(c), forms[a][0]) for c, a in zip(contexts, answers, strict=True)]
-    measured = _teacher_force(policy, rows, micro_tokens)
+    found = _measured(policy, rows, micro_tokens)
     means = []
-    for (logp, _), answer in zip(measured, answers, strict=True):
+    for (logp, _), answer in zip(found, answers, strict=True):
         own = logp[forms[answer][1] :]
         means.append(math.fsum(own) / len(own))
     return means
@@ -147,7 +147,7 @@ def conditioned_entropies(
         for prompt in [tuple(policy.prompt_ids(_told(trace.question)))]
         for rollout in trace.rollouts
     ]
-    measured = iter(_teacher_force(policy, rows, micro_tokens))
+    measured = iter(_measured(policy, rows, micro_tokens))
     return [[next(measured)[1] for _ in trace.rollouts] for trace in traces]
 
 
@@ -159,7 +159,7 @@ Row = tuple[tuple[int, ...], tuple[int, ...]]  # what is read, and what is measu
 
 
 @torch.no_grad()
-def _teacher_force(
+def _measured(
     policy: Policy, rows: Sequence[Row], micro_tokens: int
 ) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
     """Log-prob and entropy of each row's second part, at temperature 1."""
@@ -181,26 +181,15 @@ def _passes(
 ) -> dict[Row, tuple[tuple[float, ...], tuple[float, ...]]]:
     found = {}
     for batch in micro_batches(rows, tokens, lambda r: len(r[0]) + len(r[1])):
-        ids, attended = right_pad([context + own for context, own in batch], policy.pad_id)
-        new = mark([(len(a), len(a) + len(b)) for a, b in batch], ids.shape[1])
-        with one_pass(len(batch), ids.numel()):
-            measured = policy_logprobs(
-                policy.model,
-                ids.to(policy.device),
-                attended.to(policy.device),
-                new.to(policy.device),
-                temperature=1.0,
-                vocab_size=policy.vocab_size,
-            )
-        if not all(values.isfinite().all() for values in measured):
+        with one_pass(len(batch), len(batch) * max(len(a) + len(b) for a, b in batch)):
+            logp, entropy = row_logprobs(policy, batch)
+        if not all(row.isfinite().all() for row in (*logp, *entropy)):
             raise FloatingPointError(
                 f"Scoring: the log-probs of {policy.name} are not finite; its weights are damaged "
                 "or its training has diverged, load an earlier one."
             )
-        logp, entropy = (values.tolist() for values in measured)
-        for at, (context, own) in enumerate(batch):
-            part = slice(len(context), len(context) + len(own))
-            found[batch[at]] = tuple(logp[at][part]), tuple(entropy[at][part])
+        for row, own_logp, own_entropy in zip(batch, logp, entropy, strict=True):
+            found[row] = tuple(own_logp.tolist()), tuple(own_entropy.tolist())
     return found
 
 

@@ -22,11 +22,10 @@ from i2b_lpo.config import LatentConfig
 from i2b_lpo.method.entropy import choose_fork
 from i2b_lpo.method.latent import Elbo, cluster_weights, elbo, kl_per_dimension, selector_log_prob
 from i2b_lpo.method.probe import active_units, mutual_information, shuffled_information
-from i2b_lpo.method.psa import Injection, Strength, tokens_since_fork
-from i2b_lpo.model.decoding import Sampling
-from i2b_lpo.model.logprobs import policy_logprobs
-from i2b_lpo.model.padding import mark, right_pad
+from i2b_lpo.method.psa import Injection, Strength
+from i2b_lpo.model.logprobs import row_logprobs
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.model.steering import Steering, embed_pairs, new_steering
 from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.tasks.loading import Task
@@ -131,17 +130,9 @@ def continuation_logprobs(
     policy: Policy, examples: Sequence[Example], injection: Injection | None, horizon: int
 ) -> Tensor:
     """Log π(continuation|c, z) of each example, summed over its first `horizon` tokens, (B,)."""
-    rows = [(*e.prefix, *e.rest[:horizon]) for e in examples]
-    ids, attended = right_pad(rows, policy.pad_id)
-    p = torch.tensor([len(e.prefix) for e in examples])
-    new = mark([(len(e.prefix), len(r)) for e, r in zip(examples, rows, strict=True)], ids.shape[1])
-    since = tokens_since_fork(ids.shape[1], p[:, None])
-    ids, attended, new, since = (t.to(policy.device) for t in (ids, attended, new, since))
-    logp, _ = policy_logprobs(
-        policy.model, ids, attended, new,
-        temperature=1.0, vocab_size=policy.vocab_size, injection=injection, since=since,
-    )  # fmt: skip
-    return logp.sum(1)
+    rows = [(e.prefix, e.rest[:horizon]) for e in examples]
+    logp, _ = row_logprobs(policy, rows, injection=injection)
+    return torch.stack([own.sum() for own in logp])
 
 
 def _kinds(examples: Sequence[Example], embeddings: Tensor, seed: int) -> list[str]:

@@ -28,7 +28,7 @@ from i2b_lpo.method.filters import kept_share, renormalise
 from i2b_lpo.method.grpo import VARIANTS, advantages, informative_groups, overlong_penalty
 from i2b_lpo.method.methods import METHODS
 from i2b_lpo.method.metrics import rep_n
-from i2b_lpo.model.decoding import Sampling
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.branching import grow_trees
 from i2b_lpo.rollout.rollouts import Reward
 from i2b_lpo.rollout.scoring import filter_traces, score_traces

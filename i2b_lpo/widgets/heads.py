@@ -124,21 +124,24 @@ class HeadExplorer(Widget):
         """Weights of the rows from p−1 on, (layers, heads, rows, 1 + T); column 0 is the slot."""
         import torch
 
+        from i2b_lpo.method.psa import tokens_since_fork
         from i2b_lpo.model.inject import injected, slot_mask
 
-        model, p = self._policy.model, self._p
+        model = self._policy.model
         ids = torch.tensor([self._ids], device=self._policy.device)
         place = torch.arange(ids.shape[1], device=ids.device)[None]
         mask, log_gamma = torch.ones_like(ids), torch.zeros(ids.shape, device=ids.device)
         if injection is not None:
-            log_gamma = injection.strength.log_gamma(place - (p - 1), model.dtype)
+            since = tokens_since_fork(ids.shape[1], self._p)[None].to(ids.device)
+            log_gamma = injection.strength.log_gamma(since, model.dtype)
             mask = slot_mask(mask, log_gamma, model.dtype)
         with torch.no_grad(), _eager(model), injected(model, injection, log_gamma):
             out = model(
                 ids, attention_mask=mask, position_ids=place, use_cache=False,
                 output_attentions=True,
             )  # fmt: skip
-        rows = torch.stack(out.attentions)[:, 0, :, p - 1 :].double()
+        after = (tokens_since_fork(ids.shape[1], self._p) >= 0).nonzero()[:, 0]
+        rows = torch.stack(out.attentions)[:, 0][:, :, after].double()
         return torch.nn.functional.pad(rows, (1, 0)) if injection is None else rows
 
     def _compute(self, change: Any = None) -> None:

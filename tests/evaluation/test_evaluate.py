@@ -15,7 +15,7 @@ from tiny import tiny_policy
 import i2b_lpo.evaluation.measuring
 from i2b_lpo.evaluation.measuring import Evaluation, StrategyUse, entropy_profile, evaluate, measure
 from i2b_lpo.method.metrics import bootstrap_interval, paired_differences
-from i2b_lpo.model.decoding import Sampling
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.tasks.loading import ListTask, load_task
 from i2b_lpo.tasks.shop import Labels, Use

@@ -22,14 +22,14 @@ from tiny import tiny_policy
 from torch import Tensor
 
 import i2b_lpo.infra.memory
-import i2b_lpo.rollout.scoring
+import i2b_lpo.model.logprobs
 import i2b_lpo.training.learner
 import i2b_lpo.training.updating
 from i2b_lpo.config import BranchConfig, IBConfig, RolloutConfig
 from i2b_lpo.infra.memory import OutOfMemory, halving, lowering, ran_out
-from i2b_lpo.model.decoding import Sampling
 from i2b_lpo.model.logprobs import policy_logprobs
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.rollout.scoring import score_traces
 from i2b_lpo.trace import Branch, Trace
@@ -311,14 +311,14 @@ def test_scores_are_measured_again_in_smaller_passes(
     traces = traces_of(policy)
     settings = IBConfig(estimator)
     plenty, expected = (score_traces(policy, traces, settings, micro_tokens=n) for n in (400, 100))
-    monkeypatch.setattr(i2b_lpo.rollout.scoring, "policy_logprobs", Limit(110, CPU))
+    monkeypatch.setattr(i2b_lpo.model.logprobs, "policy_logprobs", Limit(110, CPU))
     with pytest.warns(UserWarning, match=r"--set grpo\.micro_tokens=100 saves the repeat"):
         found = score_traces(policy, traces, settings, micro_tokens=400)
     assert found == expected
     for one, two in zip(found, plenty, strict=True):
         values = [[r.score.value for r in t.rollouts if r.score] for t in (one, two)]
         assert values[0] == pytest.approx(values[1], abs=1e-10)
-    monkeypatch.setattr(i2b_lpo.rollout.scoring, "policy_logprobs", Limit(0, CPU))
+    monkeypatch.setattr(i2b_lpo.model.logprobs, "policy_logprobs", Limit(0, CPU))
     with (
         warnings.catch_warnings(record=True),
         pytest.raises(OutOfMemory, match=r"Take a lower --set rollout\.max_new_tokens=N, or a"),

@@ -25,7 +25,7 @@ from i2b_lpo.training.batch import Trajectory, pack, trajectories_of
 from i2b_lpo.training.updating import update
 
 PLUG_IN = '''
-"""Entropy-Adv (arXiv 2506.14758): A + min(0.4 H, |A|/2); earlier tokens count more."""
+"""Entropy-Adv (arXiv 2506.14758): A + min(0.4 H, |A|/2); and earlier tokens count more."""
 
 from i2b_lpo.method import METHODS, Method
 

@@ -16,15 +16,10 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from i2b_lpo.model.cache import RoomyLayer
-from i2b_lpo.model.decoding import (
-    Decoded,
-    Sampling,
-    _draw,
-    _keep_nucleus,
-    decode,
-)
+from i2b_lpo.model.decoding import Decoded, decode
 from i2b_lpo.model.padding import left_pad
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling, _inverse, _keep_nucleus
 
 QUESTIONS = (
     "What is 23*14?",
@@ -277,7 +272,7 @@ def test_draw_follows_the_distribution_and_never_takes_an_impossible_token() -> 
     probs = torch.tensor([0.0, 0.05, 0.3, 0.0, 0.4, 0.0, 0.2, 0.05, 0.0])
     count = 20_000
     uniform = torch.rand(count, generator=seeded(5))
-    counts = _draw(probs.expand(count, -1), uniform).bincount(minlength=len(probs)).double()
+    counts = _inverse(probs.expand(count, -1), uniform).bincount(minlength=len(probs)).double()
     possible = probs > 0
     assert counts[~possible].sum() == 0
     # 4 degrees of freedom: 23.5 is exceeded once in 10 000 runs.
@@ -287,10 +282,10 @@ def test_draw_follows_the_distribution_and_never_takes_an_impossible_token() -> 
 def test_draw_at_the_ends_of_the_unit_interval() -> None:
     probs = torch.tensor([[0.0, 0.0, 0.7, 0.3, 0.0, 0.0]])
     last = 1 - 2.0**-24  # the largest float32 that torch.rand returns
-    assert _draw(probs, torch.tensor([0.0])).tolist() == [2]
-    assert _draw(probs, torch.tensor([last])).tolist() == [3]
+    assert _inverse(probs, torch.tensor([0.0])).tolist() == [2]
+    assert _inverse(probs, torch.tensor([last])).tolist() == [3]
     # A sum a little off 1, as a float32 softmax leaves it, must not make the last id special.
-    assert _draw(0.999 * probs, torch.tensor([last])).tolist() == [3]
+    assert _inverse(0.999 * probs, torch.tensor([last])).tolist() == [3]
 
 
 @given(
@@ -305,7 +300,7 @@ def test_draw_equals_walking_the_distribution(weights: list[float], uniform: flo
         reached += weight
         if reached > rest:
             break
-    assert _draw(probs, torch.tensor([uniform])).tolist() == [token]
+    assert _inverse(probs, torch.tensor([uniform])).tolist() == [token]
     assert weights[token] > 0
 
 

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 import i2b_lpo.model.policy
-from i2b_lpo.model.decoding import Sampling, decode
+from i2b_lpo.model.decoding import decode
 from i2b_lpo.model.policy import (
     BOXED_INSTRUCTION,
     BUNDLED,
@@ -36,6 +36,7 @@ from i2b_lpo.model.policy import (
     make_policy,
     save_policy,
 )
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.trace import Question
 

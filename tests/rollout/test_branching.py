@@ -19,16 +19,10 @@ from i2b_lpo.method.entropy import FORK_RULES
 from i2b_lpo.method.psa import FUSIONS, Injection, Strength
 from i2b_lpo.method.samplers import SAMPLERS
 from i2b_lpo.model.cache import KeyValues, gather, new_cache, take_rows
-from i2b_lpo.model.decoding import (
-    Decoded,
-    Prefix,
-    Sampling,
-    decode,
-    decode_branches,
-    read_without_z,
-)
+from i2b_lpo.model.decoding import Decoded, Prefix, decode, decode_branches, read_without_z
 from i2b_lpo.model.logprobs import policy_logprobs
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.model.steering import Steering, new_steering
 from i2b_lpo.rollout.branching import Fork, branch_out, choose_forks, grow_trees
 from i2b_lpo.rollout.rollouts import sample
@@ -766,7 +760,9 @@ def test_branches_that_cant_be_are_refused(changes: dict[str, Any], message: str
         changes = {"prefixes": [Prefix((), prefixes[0].kv), *prefixes[1:]]}
     elif changes.get("prefixes") == "long":
         ids = (*prefixes[0].ids, *range(20))
-        changes = {"prefixes": [Prefix(ids, prefixes[0].kv), *prefixes[1:]]}
+        with pytest.raises(ValueError, match=message):
+            Prefix(ids, prefixes[0].kv)
+        return
     given: dict[str, Any] = {
         "prefixes": prefixes, "limits": [3] * 3, "sampling": WARM, "branches": 2,
         "generator": seeded(),

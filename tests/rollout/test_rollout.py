@@ -12,8 +12,9 @@ import torch
 from tiny import tiny_policy
 
 import i2b_lpo.rollout.rollouts
-from i2b_lpo.model.decoding import Decoded, Sampling, decode
+from i2b_lpo.model.decoding import Decoded, decode
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.trace import Question, Trace

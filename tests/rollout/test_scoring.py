@@ -171,17 +171,17 @@ def test_batch_composition_does_not_change_an_answer(policy: Policy) -> None:
 
 
 def test_equal_rows_are_read_once(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    import i2b_lpo.rollout.scoring as scoring
+    import i2b_lpo.model.logprobs as logprobs
 
     rows: list[int] = []
-    real = scoring.policy_logprobs
+    real = logprobs.policy_logprobs
 
     def counting(model: Any, ids: Any, *rest: Any, **named: Any) -> Any:
         assert not torch.is_grad_enabled()  # a graph of all these rows would fill the memory
         rows.append(len(ids))
         return real(model, ids, *rest, **named)
 
-    monkeypatch.setattr(scoring, "policy_logprobs", counting)
+    monkeypatch.setattr(logprobs, "policy_logprobs", counting)
     answer_logprobs(policy, [(1, 2), (1, 2), (1, 3), (1, 2)], ["5", "5", "5", "6"])
     assert sum(rows) == 3
 
@@ -314,12 +314,12 @@ def test_scores_do_not_depend_on_the_other_questions(policy: Policy) -> None:
 def test_a_pass_is_made_only_if_the_estimator_reads_it(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import i2b_lpo.rollout.scoring as scoring
+    import i2b_lpo.model.logprobs as logprobs
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("a pass that nobody needs")
 
-    monkeypatch.setattr(scoring, "policy_logprobs", never)
+    monkeypatch.setattr(logprobs, "policy_logprobs", never)
     settings = IBConfig(estimator="advantage_entropy")
     score_traces(policy, [traced(policy, TEXTS, REWARDS)], settings)
 

@@ -23,8 +23,8 @@ import i2b_lpo.rollout.rollouts
 from i2b_lpo import cli
 from i2b_lpo.config import PRESETS, CheckpointConfig, RolloutConfig, RunConfig
 from i2b_lpo.evaluation.measuring import Evaluation, evaluate
-from i2b_lpo.model.decoding import Sampling
 from i2b_lpo.model.policy import save_policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.trace import Question, Trace

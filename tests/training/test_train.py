@@ -30,10 +30,10 @@ import i2b_lpo.training.updating
 from i2b_lpo.config import GRPOConfig, OptimizerConfig, RolloutConfig, RunConfig, read_run
 from i2b_lpo.method.grpo import VARIANTS
 from i2b_lpo.method.loss import loss_normaliser, policy_loss
-from i2b_lpo.model.decoding import Sampling
 from i2b_lpo.model.logprobs import policy_logprobs
 from i2b_lpo.model.padding import micro_batches
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.branching import grow_trees
 from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.tasks.loading import load_task

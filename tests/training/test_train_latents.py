@@ -17,8 +17,8 @@ import i2b_lpo.training.latents
 from i2b_lpo.config import LatentConfig
 from i2b_lpo.method.latent import Elbo, LatentModel, cluster_weights, selector_log_prob
 from i2b_lpo.method.psa import Strength
-from i2b_lpo.model.decoding import Sampling
 from i2b_lpo.model.policy import Policy, load_policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.model.steering import new_steering
 from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.tasks.loading import load_task

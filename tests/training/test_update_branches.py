@@ -31,8 +31,8 @@ from i2b_lpo.config import (
 )
 from i2b_lpo.method.loss import policy_loss
 from i2b_lpo.method.methods import with_method
-from i2b_lpo.model.decoding import Sampling
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.model.steering import Steering, new_steering
 from i2b_lpo.rollout.branching import grow_trees
 from i2b_lpo.trace import Trace, read_traces, write_traces

@@ -142,7 +142,7 @@ def click(figure: go.FigureWidget, trace: int, point: int, *, shift: bool = Fals
 def test_the_explorer_grows_the_tree_that_grow_trees_grows(
     policy: Policy, steering: Steering, explorer: BranchExplorer
 ) -> None:
-    from i2b_lpo.model.decoding import Sampling
+    from i2b_lpo.model.sampling import Sampling
     from i2b_lpo.rollout.branching import grow_trees
     from i2b_lpo.rollout.example import QUESTION
 
