@@ -19,7 +19,7 @@ from i2b_lpo.method.psa import Injection
 __all__ = ["KeyValues", "RoomyLayer", "gather", "new_cache", "take_rows"]
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class RoomyLayer(DynamicLayer):
     """A cache layer with spare room, so that a step writes one column and copies nothing."""
 
     ROOM = 64  # columns added when the room is used up
