@@ -61,6 +61,7 @@ def commands(text: str) -> list[str]:
     return [re.sub(r"^torchrun .*-m i2b_lpo\.cli ", "i2b-lpo ", line) for line in found]
 
 
+@pytest.mark.slow
 @RUNNABLE
 @pytest.mark.filterwarnings("ignore")  # a row is left out on purpose; clusters of a few examples
 def test_the_code_runs_and_prints_what_it_says(

@@ -105,6 +105,7 @@ def make_traces(seed: int, *, questions: int = 4, right: float = 0.5) -> list[Tr
     return traces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partial", [0.3, 0.5, 0.7, 0.99])
 def test_every_view_takes_the_same_trajectories_for_right(partial: float) -> None:
     """Rewards of one's own: two of five earn the whole or more, two a part, one nothing."""
