@@ -87,7 +87,7 @@ def measure(name: str) -> None:
         "trained from random weights on solutions written by `i2b_lpo.tasks.shop` "
         "(`python scripts/make_policies.py base`)"
         if name == "tiny-base"
-        else "`tiny-base` trained with GRPO to its plateau: the collapsed policy "
+        else "`tiny-base` trained with GRPO to its plateau, where it has collapsed "
         "(`python scripts/make_policies.py grpo`)"
     )
     size = sum(p.numel() for p in policy.model.parameters())
