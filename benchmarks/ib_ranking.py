@@ -392,8 +392,8 @@ def page(result: dict[str, Any]) -> str:
         lengths = ", ".join(f"{kind} {n}" for kind, n in found["lengths"].items())
         short = found["short loops"]
         parts.append(
-            f"Mean tokens: {lengths}. Where the loop has fewer than {SHORT} times the tokens of the "
-            f"verbose trace ({short['n']} problems), the default puts it last in {show(short)}."
+            f"Mean tokens: {lengths}. Where the loop has fewer than {SHORT} times the tokens of "
+            f"the verbose trace ({short['n']} problems), the default puts it last in {show(short)}."
         )
         parts.append("### Sampled trajectories")
         parts.append(
