@@ -1,7 +1,7 @@
 """What each command of the command line does; `i2b_lpo.cli` reads its arguments.
 
-Whatever can be refused is refused before a file is written: settings and names first, then the
-task, the policy and its latents. torch is imported only by the commands that need it.
+Bad input is refused before any file is written: settings and names first, then the task, the
+policy and its latents. Only the commands that need torch import it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ BASES: dict[str, Any] = {
 
 
 def _settings(arguments: argparse.Namespace, base: Settings, **named: Any) -> Settings:
-    """The settings that were given; an option's `dest` is the name of its setting."""
+    """The settings given; an option's `dest` is the name of its setting."""
     given = vars(arguments)
     named |= {name: given[name] for name in names(type(base)) if given.get(name) is not None}
     return compose(
@@ -61,7 +61,7 @@ def _settings(arguments: argparse.Namespace, base: Settings, **named: Any) -> Se
 
 
 def _need_new(folder: Path | None) -> None:
-    """Refuse a folder that holds something, so that nothing is lost; before any work is done."""
+    """Refuse a folder that isn't empty, before any work is done, so that nothing is lost."""
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; choose a new folder, or remove it first.")
 
@@ -150,7 +150,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     from i2b_lpo.training.pretraining import build_model, build_tokenizer, pretrain
 
     output = _new_folder(arguments.output)
-    # The tokenizer knows the words of both tasks, so that the policy can go on with the other.
+    # The tokenizer knows the words of both tasks, so that the policy can continue with the other.
     tokenizer = build_tokenizer(PretrainConfig(seed=config.seed))
     model = build_model(tokenizer, seed=config.seed)
     pretrain(model, tokenizer, config)
@@ -201,7 +201,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _policy_and_task(settings: EvaluateConfig | SampleConfig) -> tuple[Any, Any]:
-    """Both loaded; the task without questions too long to be asked."""
+    """Load both; the task comes without the questions that are too long."""
     from i2b_lpo.model.policy import load_policy
     from i2b_lpo.tasks.loading import without_long_prompts
 
@@ -274,7 +274,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _course(name: str) -> Path:
-    """The folder of `notebooks` or `tutorials`: in an installed package inside it, else beside."""
+    """The folder of `notebooks` or `tutorials`: inside an installed package, else next to it."""
     package = Path(i2b_lpo.__file__).parent
     for place in (package / f"_{name}", package.parent / name):
         if any(place.rglob("*.ipynb")):
@@ -295,7 +295,7 @@ def _tutorials(arguments: argparse.Namespace) -> None:
     source = _course("tutorials")
     _need_new(arguments.folder)
     folder = _new_folder(arguments.folder)
-    # Exercises and solutions import the checks beside them.
+    # Exercises and solutions import the checks next to them.
     for part in ("checks", "exercises", "solutions"):
         unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
         shutil.copytree(source / part, folder / part, ignore=unwanted)

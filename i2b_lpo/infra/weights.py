@@ -1,4 +1,4 @@
-"""Folders of weights: safetensors alone, with their SHA-256 sums, replaced whole or not at all."""
+"""Folders of weights: only safetensors, with their SHA-256 sums, replaced atomically."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SUMS = "sha256.json"
 
 @contextmanager
 def replaced(folder: str | Path, *, mark: str) -> Iterator[Path]:
-    """A new folder to write to, which takes the place of `folder` at the end, whole or not at all.
+    """A new folder to write to, which atomically replaces `folder` at the end.
 
-    It gets the sums of the files written. What else lay in `folder` is kept, except weights.
+    It gets the sums of the files written. Other files in `folder` are kept, except weights.
 
     Args:
         folder: where it will be.
-        mark: the file that tells an earlier folder of the same kind, which may be replaced.
+        mark: the file that identifies an earlier folder of the same kind, which may be replaced.
 
     Raises:
         ValueError: `folder` holds something else.
@@ -63,11 +63,11 @@ def check_sums(folder: Path, *, bundled: bool = False) -> None:
     """Compare every file named in `sha256.json` with its sum, before anything is loaded.
 
     Args:
-        folder: where they lie; one without `sha256.json` passes, unless it is bundled.
-        bundled: it belongs to the package.
+        folder: where they are; one without `sha256.json` passes, unless it is bundled.
+        bundled: whether it belongs to the package.
 
     Raises:
-        ValueError: a file is missing or another one; the message says what to do.
+        ValueError: a file is missing or has changed; the message says what to do.
     """
     path = folder / SUMS
     if not path.is_file():
@@ -81,7 +81,7 @@ def check_sums(folder: Path, *, bundled: bool = False) -> None:
         raise ValueError(f"{path} can't be read; {again}.") from error
     there = set(_files(folder))
     for file, expected in sums.items():
-        # Only what lies in the folder is opened, whatever else a name may lead to.
+        # Only files in the folder are opened, wherever else a name may lead.
         found = file_sum(folder / file) if file in there else "no file"
         if found == expected:
             continue
@@ -114,7 +114,7 @@ def check_weights(folder: Path) -> None:
             )
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / index} can't be read; copy the folder again.") from error
-        # By the listing, so that no name can lead elsewhere (../x.safetensors).
+        # Take names from the listing, so that none can lead elsewhere (../x.safetensors).
         if missing := sorted(map(str, named - there)):
             raise ValueError(
                 f"{folder / index} names {missing[0]!r}, which is no file of this folder; copy "
