@@ -2,7 +2,7 @@ r"""The running example of the notebooks: one question, one fork, four hand-made
 
 The four share a prefix, which solves the first product, and part at its end: one rollout and the
 K = 3 branches of its only fork, a group of G = M(1+K) = 4 with M = 1. Two reach the answer, by
-different strategies; one slips in a sum and carries the slip on; one guesses wrong. Their rewards
+different strategies; one slips in a sum and carries it forward; one guesses wrong. Their rewards
 are [1, 0, 0, 1], so their advantages are ±0.8659 (METHOD §6). Written by hand [D].
 
 >>> from i2b_lpo.model.policy import load_policy
@@ -47,7 +47,7 @@ FOUR: tuple[str, ...] = (
 
 @torch.no_grad()
 def teacher_force(policy: Policy, question: Question, texts: Sequence[str]) -> Trace:
-    """The trace that `policy` would have left, had it drawn these texts itself.
+    """The trace that `policy` would have left if it had drawn these texts itself.
 
     One forward pass gives H_t and log π(o_t|q, o_<t) of every token, the end token included, at
     temperature 1 (METHOD §1, §6).

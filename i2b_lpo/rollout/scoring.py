@@ -1,14 +1,14 @@
 r"""Traces → scored traces → filtered traces: the model passes behind S_IB (METHOD §5).
 
-The verified answer is asked for where the trajectory itself gave its answer::
+The verified answer is scored where the trajectory itself gave its answer::
 
     prompt ‖ the trajectory's own tokens, its box cut off ‖ \boxed{ 5 4 4 }
                                                                     ─────── log π(a|q,o)
 
-Only the answer's own tokens and the brace that ends it count: that a box comes now tells nothing
-about a, and straight after the prompt, for log π(a|q), no policy would begin with one. Everything
-else (T, log π(o_t), H_t) was measured in decoding and is in the records; on a branch's own tokens
-with its z [D].
+Only the answer's own tokens and the brace that ends it count: knowing that a box comes now tells
+nothing about a, and straight after the prompt, for log π(a|q), no policy would begin with one.
+Everything else (T, log π(o_t), H_t) was measured in decoding and is in the records; on a branch's
+own tokens with its z [D].
 
 Passes are made without z, at temperature 1. The formulas are in ib.py.
 """
@@ -47,10 +47,10 @@ __all__ = [
 def reasoning_ids(policy: Policy, rollout: Rollout) -> tuple[int, ...]:
     r"""The tokens of a trajectory up to its box: what it says before it gives its answer.
 
-    Cut where the answer that is verified begins, the last balanced ``\boxed{…}``, or else a box
-    that never closes. A trajectory without a box keeps all its tokens but the end token, and ends
-    in a new line. The cut is found among the tokens as they were drawn; nothing is encoded again
-    but the characters that share a token with the box's first.
+    Cut where the answer to be verified begins: at the last balanced ``\boxed{…}``, or else at a box
+    that never closes. A trajectory without a box keeps all its tokens but the end token, and gets a
+    final newline. The cut is found among the tokens as they were drawn; only characters that share
+    a token with the box's first are encoded again.
     """
     ids, pieces = rollout.ids, rollout.pieces
     text = "".join(pieces)
@@ -84,7 +84,7 @@ def answer_logprobs(
     r"""Mean log-prob of each answer's tokens after its context: log π(a|context)/|a|.
 
     The policy reads ``context ‖ \boxed{a}``, tokenised as it would write it; the mean is over the
-    tokens that hold a character of ``a}``. Equal rows are passed once.
+    tokens that hold a character of ``a}``. Equal rows are computed once.
 
     Args:
         policy: whose log-probs, at temperature 1.
@@ -131,7 +131,7 @@ def _answer_form(policy: Policy, answer: str) -> tuple[tuple[int, ...], int]:
 def conditioned_entropies(
     policy: Policy, traces: Sequence[Trace], *, micro_tokens: int = 4096
 ) -> list[list[tuple[float, ...]]]:
-    """H(o_t|q,a) of every token of every trajectory: read again with the answer in the prompt.
+    """H(o_t|q,a) of every token of every trajectory, read again with the answer in the prompt.
 
     The question then reads ``…`` / ``The answer is a.`` [D]. One more pass over all trajectories.
 
@@ -171,7 +171,7 @@ def _measured(
             f"A scored row takes {longest} tokens and {policy.name} has {room} positions; lower "
             "the length limit of the rollouts."
         )
-    different = dict.fromkeys(rows)  # equal ones are passed once
+    different = dict.fromkeys(rows)  # equal ones are computed once
     found = halving(lambda tokens: _passes(policy, different, tokens), micro_tokens)
     return [found[row] for row in rows]
 
@@ -196,11 +196,11 @@ def _passes(
 def gather_evidence(
     policy: Policy, traces: Sequence[Trace], estimator: str, *, micro_tokens: int = 4096
 ) -> list[list[Evidence]]:
-    """What `estimator` reads of every trajectory, with the passes it needs and no others.
+    """What `estimator` reads of every trajectory, with only the passes it needs.
 
     Advantages and T_ref are those of all G trajectories of a question. `answer_information` takes
-    one pass over all trajectories of all questions together. With the evidence at hand, a score
-    under other weights takes no further pass.
+    one pass over all trajectories of all questions together. With the evidence in hand, a score
+    with other weights needs no further pass.
 
     Args:
         policy: the policy that sampled the traces.
@@ -263,7 +263,7 @@ def gather_evidence(
 def score_traces(
     policy: Policy, traces: Sequence[Trace], settings: IBConfig, *, micro_tokens: int = 4096
 ) -> list[Trace]:
-    """Give every trajectory, roots too, its S_IB with the two parts.
+    """Give every trajectory, roots too, its S_IB with its two parts.
 
     Scores rest on the whole group, so score before filtering (METHOD §5). Arguments and errors
     as in `gather_evidence`; `settings` names the estimator and holds its weights.
@@ -288,7 +288,7 @@ def score_traces(
 def filter_traces(traces: Sequence[Trace], settings: IBConfig) -> list[Trace]:
     """Set `kept` of every rollout: the filter over each branch set; the roots stay (METHOD §5).
 
-    Advantages are not touched: they are the whole group's, unless `ib.renormalise` is used after.
+    Advantages are not touched: they are the whole group's, unless `ib.renormalise` is set.
 
     Raises:
         ValueError: an unknown filter, a rollout without a reward, or a branch without a score.

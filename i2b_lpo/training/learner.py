@@ -1,4 +1,4 @@
-"""The learner: a policy with all that its update needs, prepared for one process or several."""
+"""The learner: a policy with everything its update needs, for one process or several."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Learner", "TokenScorer", "build_learner", "trained"]
 
 
 class TokenScorer(nn.Module):
-    """log π and H of each token as one module call: the root of what is sharded and autocast.
+    """log π and H of each token as one module call: the root of sharding and autocast.
 
     With `steering`, tokens after a fork are scored with their branch's z.
     """
@@ -64,7 +64,7 @@ _IDLE = Trajectory((0,), Rollout((0,), ("",), (0.0,), (0.0,), (0.0,), "", False)
 
 @dataclass(frozen=True)
 class Learner:
-    """A policy with what its update needs."""
+    """A policy with everything its update needs."""
 
     policy: Policy
     config: RunConfig
@@ -88,13 +88,13 @@ def build_learner(
 ) -> Learner:
     """Prepare `policy` for training with AdamW; its model is trained in place.
 
-    All processes begin with the weights of the first.
+    All processes start with the first one's weights.
 
     Args:
         policy: what to train.
         config: settings of the run.
         steering: the latents of branches with z; only `grpo.train_psa` trains its fusion.
-        accelerator: what knows of the other processes; default a new one.
+        accelerator: knows the other processes; default a new one.
         sharded: leave each process its part of weights, gradients and optimizer state (FSDP2); then
             sample, score and evaluate within `i2b_lpo.training.unsharded(learner.scorer)`.
 

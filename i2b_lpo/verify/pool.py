@@ -1,7 +1,7 @@
 """The parent's end of the pipe to math-verify: the child processes, and the pool that owns them.
 
-`worker` is the child's end and says why it is a process. The parent never imports
-math-verify or sympy.
+`worker` is the child's end and explains why it is a process. The parent never imports math-verify
+or sympy.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = ["WorkerPool", "shared_pool"]
 START_LIMIT = 120.0  # seconds for importing math-verify on a busy machine
 GRACE = 2.0  # seconds the parent waits beyond a limit that the worker enforces itself
 KNOWN_PAIRS = 10_000  # outcomes a pool remembers
-LONGEST_KNOWN = 500  # characters of a pair it remembers; longer ones seldom come back
-PAIRS_PER_BUDGET = 64  # a batch gets twice the limit for each so many pairs
+LONGEST_KNOWN = 500  # characters of a pair it remembers; longer ones seldom recur
+PAIRS_PER_BUDGET = 64  # a batch gets twice the limit for each group of so many pairs
 SHORTEST_SLICE = 0.1  # seconds; most comparisons need a fifth of it
 LOST_TWICE = (
     "two processes that compare answers ended before they answered, so the answer counts as "
@@ -51,7 +51,7 @@ class Worker:
     """One child process; used by one thread at a time.
 
     Args:
-        forks: whether the child runs each comparison in a fork of itself.
+        forks: whether the child runs each comparison in its own fork.
         on_start: called from another thread once the child can compare, or has failed to start.
     """
 
@@ -113,7 +113,7 @@ class Worker:
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """End the child and its fork; harmless when they are gone already."""
+        """End the child and its fork; harmless if they are already gone."""
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 if sys.platform == "win32":
@@ -130,7 +130,7 @@ class WorkerPool:
     """At most `size` workers, started when first needed and shared by all threads.
 
     Args:
-        size: the largest number of workers, hence of comparisons at the same time.
+        size: the largest number of workers, hence of simultaneous comparisons.
         forks: see `Worker`; by default, whether the platform has ``os.fork``.
     """
 
@@ -139,10 +139,10 @@ class WorkerPool:
         self.forks = forks
         self._condition = threading.Condition()
         self._idle: list[Worker] = []
-        # By thread, so that a lease whose holder was struck by an exception from a signal handler
-        # before it could give the worker back is found again at the thread's next call.
+        # By thread, so that if an exception from a signal handler struck a lease's holder before it
+        # could return the worker, the thread's next call finds the lease again.
         self._leases: dict[int, Worker] = {}
-        self._failed_starts = 0  # in a row; one may have been killed by somebody else
+        self._failed_starts = 0  # in a row; somebody else may have killed one
         # Rollouts of one question repeat each other's answers. A timeout is not remembered.
         self._known: dict[tuple[str, str], Outcome] = {}
 
@@ -202,8 +202,8 @@ class WorkerPool:
         """Compare two answers in a worker.
 
         `limit` does not include the wait for a free worker or for its import of math-verify. A
-        worker that was killed from outside is replaced and the comparison repeated once; an answer
-        that ends two workers is ``unparsable``, with a warning.
+        worker killed from outside is replaced and the comparison repeated once; an answer that ends
+        two workers is ``unparsable``, with a warning.
 
         Args:
             gold: the reference answer, LaTeX.
@@ -237,9 +237,9 @@ class WorkerPool:
     def compare_many(self, pairs: Sequence[tuple[str, str]], limit: float) -> list[Outcome]:
         """Compare many pairs within about twice `limit` seconds for each 64 of them.
 
-        Each round gives every undecided pair an equal slice, at most `limit`, that together use up
-        half of the time left; later rounds go to those that needed more. So a few answers that
-        hang cannot take the time of the others, and one that gets all of `limit` has had its turn.
+        Each round gives every undecided pair an equal slice, at most `limit`; together the slices
+        use half of the time left. Later rounds go to the pairs that needed more. So a few hanging
+        answers cannot take the others' time, and a pair that got all of `limit` has had its turn.
 
         Args:
             pairs: (gold, answer) pairs.
@@ -255,7 +255,7 @@ class WorkerPool:
         if len(undecided) < 2:
             return outcomes
         with self._lease(time.monotonic() + START_LIMIT):
-            # The first import of math-verify is not the answers' time.
+            # The first import of math-verify doesn't count against the answers.
             deadline = time.monotonic() + 2 * limit * math.ceil(len(undecided) / PAIRS_PER_BUDGET)
         executor = ThreadPoolExecutor(self.size, thread_name_prefix="verify")
         try:
@@ -299,7 +299,7 @@ def shared_pool() -> WorkerPool:
 
 
 def _forget_after_fork() -> None:
-    # A forked process must not talk into its parent's pipes, wait for its locks, end its workers.
+    # A forked process must not use its parent's pipes, wait for its locks or end its workers.
     global _shared, _shared_lock
     _shared, _shared_lock = None, threading.Lock()
 

@@ -16,9 +16,9 @@ _BRACES = re.compile(r"(\\++)((?:boxed|fbox)\s*+\{|[{}])?|[{}]")
 def extract_boxed(text: str) -> str | None:
     r"""Return the content of the last balanced ``\boxed{…}`` or ``\fbox{…}``, None without one.
 
-    One pass over the text, whatever is in it. The last box is the one that begins last, so the
-    inner of two nested ones; a box that never closes is passed over, and so is an empty one if
-    there is another; ``\{`` and ``\}`` are no braces.
+    One pass over any text. The last box is the one that begins last, so the inner of two nested
+    ones; a box that never closes is skipped, and so is an empty one if there is another; ``\{`` and
+    ``\}`` are not braces.
 
     Example:
         >>> extract_boxed(r"\boxed{1}, no: \boxed{\frac{1}{2}}, or \boxed{3")
@@ -54,7 +54,7 @@ def extract_boxed(text: str) -> str | None:
 
 
 def unboxed(answer: str) -> str:
-    """The content of the last box, or all of it; ValueError if it is no string."""
+    """The content of the last box, or the whole text; ValueError if it isn't a string."""
     if not isinstance(answer, str):
         raise ValueError(f"give an answer as a string, not {type(answer).__name__}")
     content = extract_boxed(answer)

@@ -1,10 +1,10 @@
 r"""The mathematics of stage 2: two answers in LaTeX → do they mean the same?
 
-math-verify parses and compares; what it gets wrong or leaves out is decided here, before or after
-it: values that differ for certain, equations without a real solution, solved inequalities against
-intervals, columns against tuples, a lone letter against an expression. Loaded in the child process
-alone (`i2b_lpo.verify.worker`), where sympy may be slow or large; nothing is imported before it is
-needed there.
+math-verify parses and compares. What it gets wrong or omits is decided here, before or after it:
+values that certainly differ, equations without a real solution, solved inequalities against
+intervals, columns against tuples, a lone letter against an expression. Loaded only in the child
+process (`i2b_lpo.verify.worker`), where sympy may be slow or large; nothing is imported before it
+is needed there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def compare(gold: str, answer: str) -> Literal["correct", "wrong", "unparsable"]
 def _parse(latex: str) -> Any:
     r"""Return what math-verify reads in an answer, None if it can't.
 
-    Switched off in math-verify 0.9: units, because it takes the last letter of ``3t`` and ``3h``
+    Switched off in math-verify 0.9: units, because it mistakes the last letter of ``3t`` and ``3h``
     for one, and the search for another expression in an answer that cannot be read as a whole.
     Inequalities joined by "and" or "or" are read one by one.
     """
@@ -88,7 +88,7 @@ def _equal(gold: Any, answer: Any) -> bool:
         return True
     if import_module("math_verify").verify(gold, answer, timeout_seconds=None):
         return not equations or _same_solutions(gold, answer)
-    # Against a letter it compares names alone: k and k + 0.
+    # Against a letter it compares only names: k and k + 0.
     letters = [isinstance(side, sympy.Symbol) for side in (gold, answer)]
     if any(letters) and all(isinstance(side, sympy.Expr) for side in (gold, answer)):
         return bool(sympy.simplify(_real_roots(gold - answer)) == 0)
@@ -196,9 +196,9 @@ def _with_same_symbols(gold: Any, answer: Any) -> tuple[Any, Any]:
 
 
 def refuted(gold: Any, answer: Any) -> bool:
-    """Return True where two expressions have different values for certain.
+    """Return True where two expressions certainly have different values.
 
-    Asked before math-verify: most wrong answers end here, before `simplify` works on them in vain.
+    Asked before math-verify: most wrong answers end here, before `simplify` wastes time on them.
     """
     sympy = import_module("sympy")
     if isinstance(gold, sympy.Eq) and isinstance(answer, sympy.Eq):
@@ -207,7 +207,7 @@ def refuted(gold: Any, answer: Any) -> bool:
         gold = gold.rhs
     if isinstance(answer, sympy.Eq):
         if not answer.free_symbols and _differ(answer.lhs, answer.rhs):
-            return True  # 4 = 5 is no way to write 5
+            return True  # 4 = 5 isn't a way to write 5
         answer = answer.rhs
     ours, theirs = _parts(gold), _parts(answer)
     if ours and theirs:

@@ -1,17 +1,17 @@
 r"""The child's end of the pipe to math-verify: a process that compares.
 
-Why a process. ``9^{9^{9^9}}`` keeps sympy busy for ever inside one C call that no Python exception
+Why a process: ``9^{9^{9^9}}`` keeps sympy busy forever inside one C call that no Python exception
 can stop, and math-verify's own time limits use ``signal.alarm``: they fail outside the main thread
-and disarm the caller's alarm. Here its limits are off and the kernel ends the process.
+and disarm the caller's alarm. Here its limits are off, and the kernel ends the process.
 
-How. ``python -P worker.py`` (this file; of the package it loads `stage_two` alone)
-imports math-verify once, then answers one line of JSON per comparison. Where ``os.fork`` exists,
-each comparison runs in a fork of that warm process with a timer and a memory limit of its own:
-ending one costs nothing, and no answer influences the next. Elsewhere the worker compares by
-itself, and the parent (`i2b_lpo.verify.pool`) ends and restarts it (about 1 s).
+How: ``python -P worker.py`` (this file; of the package it loads only `stage_two`) imports
+math-verify once, then answers one line of JSON per comparison. Where ``os.fork`` exists, each
+comparison runs in a fork of that warm process with its own timer and memory limit: ending one costs
+nothing, and no answer influences the next. Elsewhere the worker itself compares, and the parent
+(`i2b_lpo.verify.pool`) ends and restarts it (about 1 s).
 
 The strings come from a model and are only parsed as LaTeX: ``sympify`` and ``parse_expr``, which
-execute text, are reached by math-verify's extractor of plain expressions alone, and that one is not
+execute text, are reached only through math-verify's extractor of plain expressions, which is not
 used.
 """
 
@@ -35,10 +35,10 @@ __all__ = ["Outcome", "serve"]
 Outcome = Literal["correct", "wrong", "unparsable", "timeout"]
 
 MEMORY_LIMIT = 512 * 2**20  # bytes one comparison may allocate above the idle worker
-ORPHAN_CHECK = 1.0  # seconds between two looks whether the parent lives
+ORPHAN_CHECK = 1.0  # seconds between checks that the parent lives
 
-# Compared, each with the next, before the first request: the parser's tables fill up with the usual
-# forms of an answer, and every fork inherits them. The first two are equal, as a check.
+# Compared, each with the next, before the first request: this fills the parser's tables with the
+# usual forms of an answer, and every fork inherits them. The first two are equal, as a check.
 WARM_UP = (
     r"\frac{\sqrt{3}}{2}",
     r"\frac{3}{2\sqrt3}",
@@ -63,7 +63,7 @@ WARM_UP = (
 
 @cache
 def _mathematics() -> Any:
-    # By its place: the package need not be importable where a worker is started.
+    # By its path: the package need not be importable where a worker is started.
     spec = spec_from_file_location("stage_two", Path(__file__).with_name("stage_two.py"))
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
@@ -99,7 +99,7 @@ def _limit_this_process(seconds: float) -> None:
     try:
         with open("/proc/self/statm", encoding="ascii") as pages:
             used = int(pages.read().split()[0]) * resource.getpagesize()
-    except FileNotFoundError:  # macOS: no size to add to, and no limit that the kernel would keep
+    except FileNotFoundError:  # macOS: no size to add to, and no limit that the kernel enforces
         return
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = used + MEMORY_LIMIT
@@ -127,7 +127,7 @@ def _compare_in_fork(request: dict[str, Any], inherited: Sequence[int]) -> Outco
     status = os.waitpid(pid, 0)[1]
     if outcome_sent:
         return cast(Outcome, outcome_sent)
-    # Ended by its timer, or by a kernel that ran out of memory; else by what the answer made it do.
+    # Ended by its timer, or by a kernel out of memory; else by what the answer made it do.
     ended = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGKILL)
     return "timeout" if ended else "unparsable"
 
@@ -149,7 +149,7 @@ def _end_with_parent() -> None:
 
 
 def serve(forks: bool) -> None:
-    """Answer one request line of JSON after the other until the parent closes the pipe or ends."""
+    """Answer one JSON request line after another until the parent closes the pipe or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     if forks:
         _end_with_parent()
@@ -175,7 +175,7 @@ def serve(forks: bool) -> None:
         if forks:
             outcome = _compare_in_fork(request, (0, pipe))
         else:
-            # The parent ends this process at the limit; if there is none any more, this does.
+            # The parent ends this process at the limit; if the parent is gone, this does.
             faulthandler.dump_traceback_later(request["limit"] + ORPHAN_CHECK, exit=True)
             outcome = outcome_of(request["gold"], request["answer"])
             faulthandler.cancel_dump_traceback_later()

@@ -24,13 +24,13 @@ def head_activation(
     """How active each head is without z and with it, and how far z moves its output.
 
     With o_h the output of head h at one row and o'_h the same with z: activation is ‖o_h‖, and
-    "moved by" is ‖o'_h − o_h‖ / ‖o_h‖; both may point elsewhere at equal activation. A head that
-    z turns round and leaves as long moves by 2.
+    "moved by" is ‖o'_h − o_h‖ / ‖o_h‖. Outputs of equal activation may point in different
+    directions: a head that z reverses at the same length moves by 2.
 
     Args:
-        with_z: outputs of the heads of one row, ``(layers, heads, d_head)``: what attention hands
+        with_z: outputs of the heads of one row, ``(layers, heads, d_head)``: what attention passes
             to its output projection.
-        without_z: the same of the same row without z, in the same shape.
+        without_z: the same row without z, in the same shape.
         slot: the attention weight on the latent's slot, ``(layers, heads)``; left out by default,
             as fusions other than PSA have no slot.
         title: above the figure; plain text.

@@ -19,10 +19,10 @@ Values = list[float | None]
 
 
 def training_curves(records: Records | Mapping[str, Records], *, keys: Sequence[str] = ()) -> View:
-    """Metrics per step as small multiples: the values thin, the mean of the last steps bold.
+    """Metrics per step as small multiples: values thin, the mean of the last steps bold.
 
     Args:
-        records: one dict a step with ``step`` and numbers; or run name → such dicts.
+        records: one dict per step with ``step`` and numbers; or run name → such dicts.
         keys: which numbers; by default all that the records hold.
 
     Raises:
@@ -118,7 +118,7 @@ def _finite(value: Any) -> float | None:
 
 
 def _span(series: Iterable[Values]) -> list[float] | None:
-    """The range of an axis; numbers that differ by rounding alone make a flat line."""
+    """The range of an axis; numbers that differ only by rounding make a flat line."""
     known = [value for values in series for value in values if value is not None]
     if not known:
         return None

@@ -42,7 +42,7 @@ def grid_of(values: Any) -> Array:
     """`values` as (layers, heads).
 
     Raises:
-        ValueError: the shape is another one, or a number isn't finite.
+        ValueError: the shape is wrong, or a number isn't finite.
     """
     try:
         grid = np.asarray(values, dtype=np.float64)

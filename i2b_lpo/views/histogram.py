@@ -26,11 +26,11 @@ def entropy_histogram(
 ) -> View:
     """How the entropies H_t of all tokens are distributed, for one policy or several by name.
 
-    The share axis is a square root: most tokens are certain, and the few others are the point.
+    The share axis is a square root: most tokens are certain, and the point is the few others.
 
     Args:
         traces: of one policy, or name → traces.
-        words: tokens (without the blanks around them) that get a second, hatched series.
+        words: tokens (without surrounding blanks) that get a second, hatched series.
 
     Raises:
         ValueError: there is no group, or one has no tokens.

@@ -1,4 +1,4 @@
-"""Where the trajectories of a tree stand: which below which, and which forks lead there."""
+"""Where the trajectories of a tree are drawn: their order, and which forks lead to them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from i2b_lpo.trace import Trace
 
 __all__ = ["Fork", "forks_of", "lanes_of", "nesting", "order_of"]
 
-ROOM = 0.4  # lanes are 1 apart, and so much more before a root
+ROOM = 0.4  # lanes are 1 apart, and this much more before a root
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def forks_of(trace: Trace) -> list[Fork]:
 
 
 def order_of(trace: Trace, forks: Sequence[Fork]) -> list[int]:
-    """The trajectories from top to bottom; later forks stand closer, so that no lines cross."""
+    """The trajectories from top to bottom; later forks are closer, so that no lines cross."""
     below: dict[int, list[Fork]] = defaultdict(list)
     for fork in sorted(forks, key=lambda f: -f.t):
         below[fork.parent].append(fork)
@@ -61,6 +61,6 @@ def lanes_of(trace: Trace, order: Sequence[int]) -> dict[int, float]:
 
 
 def nesting(forks: Sequence[Fork], fork: Fork) -> int:
-    """How many rounds of forks at the same token follow: so far left its line stands."""
+    """How many rounds of forks at the same token follow: how far left its line is."""
     inner = [f for f in forks if f.parent in fork.members and f.t == fork.t]
     return 1 + max(nesting(forks, f) for f in inner) if inner else 0

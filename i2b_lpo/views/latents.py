@@ -29,19 +29,19 @@ def latent_map(
 ) -> View:
     """Latents on their first two principal axes, coloured and shaped by label.
 
-    Latents of two dimensions are drawn as they are. A large marker with its name stands at the
-    mean of each label. "Between the labels" is the share of the latents' whole variance that lies
-    between these means, all dimensions counted: near 0 if z knows nothing of the label.
+    Two-dimensional latents are drawn as they are. A large marker with its name is at the mean of
+    each label. "Between the labels" is the share of the latents' total variance that lies between
+    these means, counting all dimensions: near 0 if z knows nothing about the label.
 
     Args:
-        points: one latent a row, ``(n, d_z)`` with n ≥ 2 and d_z ≥ 2.
-        labels: what each is coloured by, such as the strategy of its trajectory.
+        points: one latent per row, ``(n, d_z)`` with n ≥ 2 and d_z ≥ 2.
+        labels: what colours each of them, such as the strategy of its trajectory.
         here: a latent to mark, ``(d_z,)``; axes and shares don't depend on it.
         title: above the figure; plain text.
 
     Raises:
         ValueError: wrong shape, a number that isn't finite, latents that are all equal, not one
-            label for each, or too many labels to tell apart.
+            label per latent, or too many labels to tell apart.
     """
     z = _latents(points, labels)
     marked = None if here is None else _marked(here, z.shape[1])
@@ -166,14 +166,15 @@ def _hover(name: str, z: Array) -> str:
 
 
 def kl_bars(kl_per_dimension: Sequence[float], active: Sequence[bool]) -> View:
-    """KL(Q‖P) of each dimension of z in nats; hatched and marked where the dimension is unused.
+    """KL(Q‖P) of each dimension of z in nats; hatched and marked if the dimension is unused.
 
     Args:
         kl_per_dimension: mean over the examples, d_z numbers from 0 up.
         active: whether each dimension varies with the example (`probe.active_units`).
 
     Raises:
-        ValueError: there is no dimension, not one flag for each, or a KL below 0 or not finite.
+        ValueError: there is no dimension, not one flag per dimension, or a bad KL (below 0 or not
+            finite).
     """
     nats, flags = list(map(float, kl_per_dimension)), list(map(bool, active))
     if not nats or len(nats) != len(flags):

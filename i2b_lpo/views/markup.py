@@ -54,7 +54,7 @@ pre { background: #f6f6f6; padding: .75rem; border-radius: 6px; overflow-x: auto
 
 
 def text(value: str) -> str:
-    """`value` as HTML text or as the value of an attribute in quotes; only newlines act."""
+    """`value` as HTML text or as a quoted attribute value; only newlines act."""
     return html.escape("\n".join(map(visible, value.split("\n"))), quote=True)
 
 

@@ -27,13 +27,13 @@ NAMED = 8  # tokens that the words name
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number of nats that each token has, and how a strip shows it."""
+    """A per-token quantity in nats, and how a strip shows it."""
 
     name: str
     symbol: str
     values: Callable[[Rollout], Sequence[float]]
     threshold: float  # by default
-    levels: tuple[float, ...]  # of the scale; beyond the last one the colour stays
+    levels: tuple[float, ...]  # of the scale; beyond the last one the colour stays the same
     scale: list[list[Any]]
 
 
@@ -57,7 +57,7 @@ QUANTITIES = {
 def entropy_strip(
     trace: Trace, index: int = 0, *, threshold: float | None = None, quantity: str = "entropy"
 ) -> View:
-    """The tokens of one rollout, each coloured by its entropy H_t; one row a line of text.
+    """The tokens of one rollout, each coloured by its entropy H_t; one row per line of text.
 
     Cells above the threshold also have an outline and a ▼.
 
@@ -216,7 +216,7 @@ def _places(pieces: Sequence[str], widths: Sequence[float]) -> tuple[list[tuple[
 
 
 def outcome(rollout: Rollout) -> str:
-    """Correct, wrong or the reward between, in words."""
+    """Correct, wrong or the reward in between, in words."""
     if rollout.reward is None:
         return "not verified"
     if rollout.correct:

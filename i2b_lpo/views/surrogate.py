@@ -1,4 +1,4 @@
-"""One token's term of the loss: what the clips leave of it, and where they stop the learning."""
+"""One token's term of the loss: what the clips leave of it, and where they stop learning."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _FLAT = 1e-6
 
 
 def surrogate(ratios: Sequence[float], terms: Mapping[float, Sequence[float]]) -> View:
-    """The surrogate of one token against ρ, a panel for each advantage A; grey where it is flat.
+    """The surrogate of one token against ρ, one panel per advantage A; grey where it is flat.
 
-    Where the term is flat its gradient is 0: the token teaches nothing there. The dashed line is
+    Where the term is flat, its gradient is 0: the token teaches nothing there. The dashed line is
     ρ A, the term without any clip.
 
     Args:
-        ratios: values of ρ = π_θ / π_old, growing; kinks show where they stand.
+        ratios: values of ρ = π_θ / π_old, increasing; include those where the term has kinks.
         terms: advantage A, not 0 → the term of J at each ratio, as the loss computes it.
 
     Raises:

@@ -31,11 +31,11 @@ class HeadExplorer(Widget):
     A click on a cell of the grid, or `layer` and `head`, chooses the head.
 
     Args:
-        policy: whose heads; its weights are read with the attention "eager", then it is as before.
-        steering: the policy's latents, of a fusion with a slot.
+        policy: whose heads; its weights are read with "eager" attention, then it is restored.
+        steering: the policy's latents, with a fusion that has a slot.
         latents: name → z, (d_z,); by default three draws from the prior at the fork.
         question: the question's text.
-        prefix: what stands before the fork.
+        prefix: what comes before the fork.
         continuation: what follows it.
 
     Attributes:
@@ -193,7 +193,7 @@ class HeadExplorer(Widget):
 
 @contextmanager
 def _eager(model: Any) -> Iterator[None]:
-    """Let the model give out its attention weights; afterwards it attends as before."""
+    """Let the model return its attention weights; afterwards it attends as before."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
