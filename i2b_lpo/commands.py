@@ -171,9 +171,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         if not arguments.resume:
             _need_new(output)
         elif not parts.is_dir():
-            raise ValueError(f"{output} holds no evaluation to go on with; leave out --resume.")
+            raise ValueError(f"{output} holds no evaluation to continue; omit --resume.")
     elif arguments.resume:
-        raise ValueError("--resume goes on with what is in --output; name its folder.")
+        raise ValueError("--resume continues the run in --output; name its folder.")
     from i2b_lpo.evaluation.measuring import evaluate
     from i2b_lpo.infra.files import write_text
     from i2b_lpo.model.sampling import Sampling
@@ -190,7 +190,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         )  # fmt: skip
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            "stopped; the same command with --resume goes on." if output else "stopped."
+            "stopped; the same command with --resume continues." if output else "stopped."
         ) from None
     print(result)
     if output is not None and parts is not None:
@@ -279,7 +279,7 @@ def _course(name: str) -> Path:
     for place in (package / f"_{name}", package.parent / name):
         if any(place.rglob("*.ipynb")):
             return place
-    raise ValueError(f"This installation has no {name}; install the package again.")
+    raise ValueError(f"This installation has no {name}; reinstall the package.")
 
 
 def _notebooks(arguments: argparse.Namespace) -> None:

@@ -276,6 +276,8 @@ def read_traces(path: str | Path) -> Iterator[Trace]:
             try:
                 yield Trace.from_json(json.loads(line))
             except (RecursionError, ValueError) as error:
-                cut = "it is cut off, as by a kill or a full disk; delete it to read the others."
+                cut = (
+                    "it is cut off, perhaps by a kill or a full disk; delete it to read the others."
+                )
                 what = error if line.endswith("\n") else cut
                 raise ValueError(f"{path}, line {number}: {what}") from error

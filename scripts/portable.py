@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="cores to use (default 2)")
     given = parser.parse_args()
     if unknown := set(given.machines) - set(MACHINES):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose of {', '.join(MACHINES)}")
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(MACHINES)}")
     wanted = given.machines or [name for name in MACHINES if runs_here(name)]
     if missing := [name for name in wanted if not runs_here(name)]:
         parser.error(f"this processor ({get_cpu_capability()}) can't run {', '.join(missing)}")

@@ -445,7 +445,7 @@ def test_a_package_without_notebooks_says_so(
 ) -> None:
     for file in (notebooks / "notebooks").iterdir():
         file.unlink()
-    refused(capsys, "install the package again", "notebooks", tmp_path / "mine")
+    refused(capsys, "reinstall the package", "notebooks", tmp_path / "mine")
 
 
 def test_a_run_that_breaks_down_says_so_in_one_line(

@@ -203,9 +203,7 @@ def measure(
     for trace in traces:
         for reward in (r.reward for r in trace.rollouts):
             if reward is None:
-                raise ValueError(
-                    "A rollout has no verdict; verify them first, e.g. make them by roll_out."
-                )
+                raise ValueError("A rollout has no verdict; verify them first, e.g. with roll_out.")
             if not math.isfinite(reward):
                 raise ValueError(
                     f"The reward of question {trace.question.id} is {reward}; give finite rewards."

@@ -39,8 +39,8 @@ def open_parts(
         before = json.loads(file.read_text(encoding="utf-8"))
         if changed := [name for name in settings if before.get(name) != settings[name]]:
             raise ValueError(
-                f"{parts} holds another evaluation, with other {', '.join(changed)}; go on with "
-                "what it was started with, or choose another folder."
+                f"{parts} holds another evaluation, with other {', '.join(changed)}; continue with "
+                "the settings it was started with, or choose another folder."
             )
     else:
         parts.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def inside(root: str | Path, name: str) -> Path:
         folder = Path(root).resolve()
         path = (folder / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # NUL, too long, a ring of links
-        raise ValueError(f"{name!r} is no file name ({error}); give another.") from error
+        raise ValueError(f"{name!r} is not a file name ({error}); give another.") from error
     if path == folder or not path.is_relative_to(folder):
         raise ValueError(f"{name!r} leads out of the folder {root}; give a name inside it.")
     return path

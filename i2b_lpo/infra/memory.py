@@ -95,13 +95,13 @@ def halving(
         if not ran_out(error):
             raise error
         if tokens <= 1:
-            raise OutOfMemory("Out of memory at one token a pass; take a smaller policy.")
+            raise OutOfMemory("Out of memory at one token per pass; use a smaller policy.")
         clear_device_cache(garbage_collection=True)
         torch.set_rng_state(random[0])
         torch.cuda.set_rng_state_all(random[1])
         warnings.warn(
-            f"Out of memory at {tokens} tokens a pass; repeated with {tokens // 2} (--set "
-            f"grpo.micro_tokens={tokens // 2} saves the repeat).",
+            f"Out of memory at {tokens} tokens per pass; repeated with {tokens // 2} (--set "
+            f"grpo.micro_tokens={tokens // 2} avoids the repeat).",
             stacklevel=2,
         )
         tokens //= 2

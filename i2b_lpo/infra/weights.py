@@ -38,8 +38,7 @@ def replaced(folder: str | Path, *, mark: str) -> Iterator[Path]:
             kept = {path.name: path for path in folder.iterdir()} if folder.exists() else {}
             if kept and mark not in kept:
                 raise ValueError(
-                    f"{folder} holds other files and nothing that was saved there before; choose "
-                    "a new folder."
+                    f"{folder} holds files that weren't saved here before; choose a new folder."
                 )
             yield part
             write_sums(part, _files(part))
@@ -48,7 +47,7 @@ def replaced(folder: str | Path, *, mark: str) -> Iterator[Path]:
                     (shutil.copytree if path.is_dir() else shutil.copy2)(path, part / name)
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"Can't write {folder} ({error}); what was there before is intact. Make room, or "
+            f"Can't write {folder} ({error}); what was there before is intact. Free some space, or "
             "choose another place, and save again."
         ) from error
 
@@ -72,9 +71,9 @@ def check_sums(folder: Path, *, bundled: bool = False) -> None:
     path = folder / SUMS
     if not path.is_file():
         if bundled:
-            raise ValueError(f"The bundled file {path} is missing; install the package again.")
+            raise ValueError(f"The bundled file {path} is missing; reinstall the package.")
         return
-    again = "install the package again" if bundled else f"copy the folder again, or delete {SUMS}"
+    again = "reinstall the package" if bundled else f"copy the folder again, or delete {SUMS}"
     try:
         sums = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
@@ -117,14 +116,14 @@ def check_weights(folder: Path) -> None:
         # Take names from the listing, so that none can lead elsewhere (../x.safetensors).
         if missing := sorted(map(str, named - there)):
             raise ValueError(
-                f"{folder / index} names {missing[0]!r}, which is no file of this folder; copy "
+                f"{folder / index} names {missing[0]!r}, which is not in this folder; copy "
                 "the folder again, with all its parts."
             )
         return
     if pickled := sorted(n for n in there if n.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))):
         raise ValueError(
             f"{folder} holds its weights as pickle ({pickled[0]}), which can run code when read; "
-            "convert them to safetensors where you trust them: transformers' save_pretrained does."
+            "convert them to safetensors if you trust them: transformers' save_pretrained does."
         )
     raise ValueError(f"{folder} holds no weights (model.safetensors); copy the folder again.")
 

@@ -81,7 +81,7 @@ class KeyValues:
     def crop(self, tokens: int) -> KeyValues:
         """The first `tokens` tokens, as a view."""
         if tokens > len(self):
-            raise ValueError(f"{tokens} tokens are asked of a row that has read {len(self)}.")
+            raise ValueError(f"A row has read {len(self)} tokens; it can't give {tokens}.")
         return KeyValues(self.keys[:, :, :tokens], self.values[:, :, :tokens])
 
 

@@ -97,7 +97,7 @@ class Policy:
         if head + written + tail != prompt or self._special_ids().intersection(ids) or told != kept:
             raise ValueError(
                 f"{self.name} can't be given {question[:60]!r} as plain text: it holds special "
-                "tokens of its tokenizer; leave the question out."
+                "tokens of its tokenizer; drop the question."
             )
         return [*self._encoded(head), *ids, *self._encoded(tail)]
 
@@ -113,9 +113,9 @@ class Policy:
         if marked and not self.warned:
             self.warned.append("special tokens")
             warnings.warn(
-                f"{len(marked)} of {len(asked)} questions, first {marked[0]}, hold special tokens "
-                f"of {self.name}'s tokenizer in their text; these and all such to come are given "
-                "to it as plain text.",
+                f"{len(marked)} of {len(asked)} questions, first {marked[0]}, contain special "
+                f"tokens of {self.name}'s tokenizer; it gets these, here and in later questions, "
+                "as plain text.",
                 stacklevel=2,
             )
         prompts = [self.prompt_ids(question.text) for question in asked]

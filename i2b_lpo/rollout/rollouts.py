@@ -147,8 +147,8 @@ def _rewarded(trace: Trace, reward: Reward) -> Trace:
         except Exception as error:  # it is the user's code: anything
             raise RuntimeError(
                 f"The reward function failed on trajectory {at} of question {trace.question.id} "
-                f"({type(error).__name__}: {error}); no parameter was changed. Mend it, and go on "
-                "from the newest checkpoint."
+                f"({type(error).__name__}: {error}); no parameter was changed. Fix it, and "
+                "continue from the newest checkpoint."
             ) from error
         rollouts.append(replace(rollout, reward=value, reason="own reward"))
     return replace(trace, rollouts=tuple(rollouts))

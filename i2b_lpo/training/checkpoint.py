@@ -103,7 +103,7 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"Can't write the checkpoint of step {step} to {folder} ({error}); older checkpoints "
-            "are intact. Make room, then go on with resume."
+            "are intact. Free some space, then continue with --resume."
         ) from error
     for old in sorted(root.glob("step-*"))[: -learner.config.checkpoint.keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -150,7 +150,7 @@ def restore(learner: Learner, task: Task, checkpoint: Checkpoint) -> list[dict[s
     if shapes != {name: tuple(t.shape) for name, t in weights.items()}:
         raise ValueError(
             f"The checkpoint {checkpoint.folder} holds weights of other names or sizes than "
-            f"{learner.policy.name}; go on with the policy it was made with."
+            f"{learner.policy.name}; continue with the policy it was made with."
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -246,15 +246,15 @@ def _refuse_other(learner: Learner, task: Task, checkpoint: Checkpoint) -> None:
     if new["processes"] != old["processes"]:
         raise ValueError(
             f"{where} was made by {old['processes']} process(es) and this run has "
-            f"{new['processes']}: each draws its own random numbers, so the run would become "
-            f"another one. Go on with {old['processes']}."
+            f"{new['processes']}: each draws its own random numbers, so the run would become a "
+            f"different one. Continue with {old['processes']}."
         )
     before, now = old["config"], new["config"]
     changed = [k for k in sorted(before | now) if before.get(k) != now.get(k) and k not in FREE]
     if refused := [k for k in changed if k not in NOT_BIT_FOR_BIT]:
         listed = ", ".join(_change(k, before, now) for k in refused)
         raise ValueError(
-            f"{where} has other settings than this run ({listed}); go on with the same ones, or "
+            f"{where} has other settings than this run ({listed}); continue with the same ones, or "
             "start in another folder."
         )
     what = {
@@ -264,8 +264,8 @@ def _refuse_other(learner: Learner, task: Task, checkpoint: Checkpoint) -> None:
     }
     if different := [what[k] for k in what if new["sums"][k] != old["sums"][k]]:
         raise ValueError(
-            f"{where} was made with other data: {', '.join(different)} changed since. Bring back "
-            "what was there, or start in another folder."
+            f"{where} was made with other data: {', '.join(different)} changed since. Restore the "
+            "old data, or start in another folder."
         )
     drift = [_change(k, before, now) for k in changed]
     drift += [
@@ -275,7 +275,7 @@ def _refuse_other(learner: Learner, task: Task, checkpoint: Checkpoint) -> None:
     ]
     if drift:
         warnings.warn(
-            f"The run goes on, but not bit for bit as it would have ({', '.join(drift)}).",
+            f"The run continues, but not bit for bit as before ({', '.join(drift)}).",
             CheckpointWarning,
             stacklevel=3,
         )

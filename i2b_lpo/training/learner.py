@@ -107,21 +107,21 @@ def build_learner(
     if policy.model.dtype in (torch.bfloat16, torch.float16):
         raise ValueError(
             f"{policy.name} is in {policy.model.dtype}, too coarse for small updates: load it with "
-            "dtype=torch.float32; on a GPU the passes run in bfloat16 all the same."
+            "dtype=torch.float32; on a GPU the passes still run in bfloat16."
         )
     on_cpu = policy.device.type == "cpu"
     accelerator = accelerator or Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else "bf16")
     share = accelerator.num_processes * config.grpo.updates
     if config.questions % share:
         raise ValueError(
-            f"{config.questions} questions a step can't be dealt to {accelerator.num_processes} "
+            f"{config.questions} questions per step can't be dealt to {accelerator.num_processes} "
             f"process(es) × {config.grpo.updates} update(s); use a multiple of {share}: --set "
             f"questions={share * -(-config.questions // share)}."
         )
     if sharded and accelerator.num_processes == 1:
         raise ValueError(
             "Weights can't be sharded over one process; start several with torchrun "
-            "--nproc_per_node, or leave --shard out (in Python shard, sharded)."
+            "--nproc_per_node, or omit --shard (in Python shard, sharded)."
         )
     if config.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable()

@@ -54,7 +54,7 @@ def comparison(evaluations: Evaluations, *, metrics: Sequence[str] = ()) -> View
     _check(evaluations, "metrics")
     known = list(dict.fromkeys(m for e in evaluations.values() for m in e["metrics"]))
     if missing := [metric for metric in metrics if metric not in known]:
-        raise ValueError(f"No evaluation has {', '.join(missing)}; choose of {', '.join(known)}.")
+        raise ValueError(f"No evaluation has {', '.join(missing)}; choose from {', '.join(known)}.")
     wanted = list(metrics) or [*filter(is_accuracy, known), *(m for m in OTHERS if m in known)]
     if not wanted:
         raise ValueError(f"Name the metrics to draw; the evaluations have {', '.join(known)}.")

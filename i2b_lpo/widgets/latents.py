@@ -75,7 +75,7 @@ class LatentExplorer(Widget):
         self._latents = _checked(latents, steering)
         if unknown := [name for name in between or () if name not in self._latents]:
             known = ", ".join(map(repr, self._latents))
-            raise ValueError(f"There are no latents of {unknown[0]!r}; choose of {known}.")
+            raise ValueError(f"There are no latents of {unknown[0]!r}; choose from {known}.")
         asked = Question("typed", question or example.QUESTION.text, "", "")
         texts = [example.PREFIX if prefix is None else prefix, *words]
         before, *ids = (policy.tokenizer.encode(text, add_special_tokens=False) for text in texts)

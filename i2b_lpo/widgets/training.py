@@ -166,7 +166,7 @@ class TrainingDashboard(Widget):
             self.note.say(
                 f"Finished: {steps}."
                 if ended
-                else f"Stopped after {steps}, saved; Start goes on from there."
+                else f"Stopped after {steps}, saved; Start continues from there."
             )
         finally:
             self.start.disabled, self.stop.disabled = False, True

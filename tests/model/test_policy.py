@@ -474,13 +474,13 @@ def test_a_damaged_bundled_file_is_named_before_anything_is_loaded(
     for auto in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
         monkeypatch.setattr(getattr(i2b_lpo.model.policy, auto), "from_pretrained", refuse)
     damage(pretended / file)
-    with pytest.raises(ValueError, match=f"{file} is damaged.*install the package again"):
+    with pytest.raises(ValueError, match=f"{file} is damaged.*reinstall the package"):
         load_policy("tiny-base")
 
 
 def test_missing_sums_mean_a_damaged_package(pretended: Path) -> None:
     (pretended / "sha256.json").unlink()
-    with pytest.raises(ValueError, match=r"sha256\.json.*install the package again"):
+    with pytest.raises(ValueError, match=r"sha256\.json.*reinstall the package"):
         load_policy("tiny-base")
 
 

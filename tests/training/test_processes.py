@@ -674,8 +674,8 @@ def test_out_of_memory_on_one_process_halves_the_passes_of_both(
         for name, expected in zip(("forward", "backward"), rank[f"{kind} halved"], strict=True):
             metrics, weights, told = rank[f"{kind} faults"][name]
             assert told == [
-                "Out of memory at 200 tokens a pass; repeated with 100 (--set "
-                "grpo.micro_tokens=100 saves the repeat)."
+                "Out of memory at 200 tokens per pass; repeated with 100 (--set "
+                "grpo.micro_tokens=100 avoids the repeat)."
             ]
             assert metrics == expected[0], "bit for bit as with the smaller passes at once"
             assert all(torch.equal(w, expected[1][n]) for n, w in weights.items())

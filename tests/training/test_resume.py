@@ -98,7 +98,7 @@ def test_a_damaged_part_is_decoded_again(tmp_path: Path, monkeypatch: pytest.Mon
 )
 def test_another_evaluation_is_refused(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
     measure(tmp_path)
-    with pytest.raises(ValueError, match=f"holds another evaluation, with other {named}; go on"):
+    with pytest.raises(ValueError, match=f"holds another evaluation, with other {named}; continue"):
         measure(tmp_path, **changes)
 
 
@@ -164,7 +164,7 @@ def test_evaluate_resumes_by_the_same_command(
     with monkeypatch.context() as patch:
         patch.setattr(i2b_lpo.evaluation.measuring, "measure", interrupted)
         assert cli.main(command) == 130
-    assert "the same command with --resume goes on" in capsys.readouterr().err
+    assert "the same command with --resume continues" in capsys.readouterr().err
     assert sorted(p.name for p in output.iterdir()) == ["unfinished"]
     assert cli.main(command) == 2, "nothing is written over"
     with monkeypatch.context() as patch:
@@ -174,7 +174,7 @@ def test_evaluate_resumes_by_the_same_command(
     assert written == ["evaluation.json", "run.toml", "traces.jsonl"]
     capsys.readouterr()
     assert cli.main([*command, "--resume"]) == 2
-    assert "holds no evaluation to go on with; leave out --resume" in capsys.readouterr().err
+    assert "holds no evaluation to continue; omit --resume" in capsys.readouterr().err
     assert cli.main([*command[:-2], "--resume"]) == 2
     assert "name its folder" in capsys.readouterr().err
 
@@ -253,7 +253,7 @@ def test_a_reward_that_raises_is_named_with_its_question() -> None:
         broken,
         RuntimeError,
         r"^The reward function failed on trajectory 1 of question 1 \(ZeroDivisionError: .*\); no "
-        r"parameter was changed\. Mend it, and go on from the newest checkpoint\.$",
+        r"parameter was changed\. Fix it, and continue from the newest checkpoint\.$",
     )
 
 

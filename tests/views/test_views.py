@@ -617,7 +617,7 @@ def test_comparison_lives_with_a_metric_that_one_policy_lacks() -> None:
     del two["metrics"]["greedy"]
     view = comparison({"base": one, "GRPO": two})
     assert "greedy: base 0.400 [0.350, 0.450];" in view.describe()
-    with pytest.raises(ValueError, match="No evaluation has pass@99; choose of greedy"):
+    with pytest.raises(ValueError, match="No evaluation has pass@99; choose from greedy"):
         comparison({"base": one}, metrics=["pass@99"])
     for broken in ({}, {"base": {}}, {"base": {"metrics": {}}}):
         with pytest.raises(ValueError, match=r"no evaluation|no metrics"):
