@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
 import i2b_lpo
+from i2b_lpo.about import installed, summary
 from i2b_lpo.config import (
-    PRESETS,
     EvaluateConfig,
     LatentConfig,
     PretrainConfig,
@@ -251,26 +250,11 @@ def _rollout(arguments: argparse.Namespace) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     asked = (arguments.preset, arguments.method, arguments.config, arguments.sets)
-    if any(asked):
-        print(to_toml(_settings(arguments, preset(arguments.preset or "tiny"))), end="")
-        return
-    import accelerate
-    import torch
-    import transformers
-
-    from i2b_lpo.model.policy import BUNDLED, asset_path
-    from i2b_lpo.tasks.loading import BENCHMARKS
-
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    print(
-        f"i2b-lpo {i2b_lpo.__version__}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, accelerate {accelerate.__version__}\n"
-        f"processor cores {os.cpu_count()}, torch threads {torch.get_num_threads()}, GPU {cuda}\n"
-        f"tasks: shop, product (bundled), {', '.join(BENCHMARKS)} (Hugging Face hub)\n"
-        f"presets: {', '.join(PRESETS)}\nbundled policies:"
-    )
-    for name, what in BUNDLED.items():
-        print(f"  {name}: {what} ({asset_path(name)})")
+    if arguments.toml or any(asked):
+        run = _settings(arguments, preset(arguments.preset or "tiny"))
+        print(to_toml(run) if arguments.toml else summary(run), end="")
+    else:
+        print(installed(), end="")
 
 
 def _course(name: str) -> Path:

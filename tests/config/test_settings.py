@@ -453,7 +453,7 @@ def test_a_pretraining_writes_its_file(
 
 def test_info_writes_a_file_that_trains(home: Path, tmp_path: Path, capsys: Capture) -> None:
     words = ("--preset", "qwen2.5-7b", "--method", "i2b-lpo", "--set", "rollout.batch=7")
-    assert run("info", *words) == 0
+    assert run("info", *words, "--toml") == 0
     (tmp_path / "mine.toml").write_text(capsys.readouterr().out, encoding="utf-8")
     expected = with_method(preset("qwen2.5-7b"), "i2b-lpo")
     expected = replace(expected, rollout=replace(expected.rollout, batch=7))
