@@ -28,6 +28,7 @@ from i2b_lpo.config import (
     TourConfig,
     read_run,
 )
+from i2b_lpo.method.methods import with_method
 from i2b_lpo.model.policy import load_policy
 from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.tour import FIRST_STEP, POLICIES, _forget, nearest_step, run_of, train_side_by_side
@@ -84,7 +85,7 @@ def test_side_by_side_each_trains_as_it_would_alone(home: Path, tmp_path: Path) 
 
 def test_grpo_is_kept_as_it_was_at_the_other_ones_tokens(tmp_path: Path) -> None:
     settings = RunConfig(policy="tiny-base", steps=4, questions=4)  # it is sometimes right
-    configs = {n: run_of(settings, m) for n, m in (("GRPO", "grpo"), ("I²B-LPO", "i2b-lpo"))}
+    configs = {n: with_method(settings, m) for n, m in (("GRPO", "grpo"), ("I²B-LPO", "i2b-lpo"))}
     old = tmp_path / "grpo" / POLICIES / "step-9"
     old.mkdir(parents=True)
     records = train_side_by_side(configs, tmp_path)
