@@ -255,7 +255,7 @@ def _train(config: RunConfig, output: Path, sender: Connection[Any, Any], keep: 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Bars are drawn by the parent; tqdm's own lock would outlive us where we are terminated.
     tqdm.std.tqdm.set_lock(threading.RLock())
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     torch.set_num_threads(1)
 
     def tell(learner: Learner, record: StepRecord) -> None:

@@ -22,7 +22,7 @@ import i2b_lpo.config
 import i2b_lpo.evaluation.measuring
 import i2b_lpo.model.exporting
 import i2b_lpo.model.policy
-from i2b_lpo import cli
+from i2b_lpo import commands
 from i2b_lpo.cli import main
 from i2b_lpo.config import (
     PRESETS,
@@ -466,7 +466,7 @@ def test_a_run_that_breaks_down_says_so_in_one_line(
     def broken(_arguments: Any) -> None:
         raise FloatingPointError("Step 3: loss: not every number is finite.")
 
-    monkeypatch.setitem(cli._COMMANDS, "info", broken)
+    monkeypatch.setitem(commands.COMMANDS, "info", broken)
     assert run("info") in (1, 2)
     assert capsys.readouterr().err == "i2b-lpo info: Step 3: loss: not every number is finite.\n"
 
@@ -477,7 +477,7 @@ def test_an_error_of_many_lines_is_told_in_one(
     def broken(_arguments: Any) -> None:
         raise ValueError("Can't read it.\n\n   Give another   file.\n")
 
-    monkeypatch.setitem(cli._COMMANDS, "info", broken)
+    monkeypatch.setitem(commands.COMMANDS, "info", broken)
     refused(capsys, "i2b-lpo info: Can't read it. Give another file.", "info")
 
 
@@ -485,7 +485,7 @@ def test_a_programming_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> N
     def broken(_arguments: Any) -> None:
         raise TypeError("a bug")
 
-    monkeypatch.setitem(cli._COMMANDS, "info", broken)
+    monkeypatch.setitem(commands.COMMANDS, "info", broken)
     with pytest.raises(TypeError):
         run("info")
 
@@ -494,7 +494,7 @@ def test_stopping_by_hand_is_no_mistake(capsys: Capture, monkeypatch: pytest.Mon
     def stop(_arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli._COMMANDS, "info", stop)
+    monkeypatch.setitem(commands.COMMANDS, "info", stop)
     assert run("info") == 130
     assert capsys.readouterr().err.strip() == "i2b-lpo: stopped."
 
@@ -509,7 +509,7 @@ def test_help_exits_with_0(command: str, capsys: Capture) -> None:
     assert shown.out.startswith(f"usage: i2b-lpo {command}".rstrip())
     assert shown.err == ""
     if not command:
-        assert set(COMMANDS) == set(cli._COMMANDS)
+        assert set(COMMANDS) == set(commands.COMMANDS)
         assert all(re.search(rf"(?m)^ +{name}\b", shown.out) for name in COMMANDS)
 
 

@@ -37,6 +37,7 @@ BUNDLED = {
     "tiny-base": "the bundled policy before reinforcement learning",
     "tiny-grpo": "the same policy after GRPO to its plateau (collapsed)",
 }
+"""The policies that come with the package, and what each is."""
 BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 """What Qwen's own model cards ask for in mathematics; the bundled policies need no instruction."""
 

@@ -33,6 +33,7 @@ QUESTION = Question(
     task="shop",
     level=1,
 )
+"""The question of the running example."""
 
 PREFIX = "Split 14\n23*10=230\n23*4=92\n230+92=322\n"
 """What the four have in common: 23*14 = 322. The fork comes next: how to solve 37*6?"""
@@ -43,6 +44,7 @@ FOUR: tuple[str, ...] = (
     PREFIX + "Guess 242\n322+242=564\n\\boxed{564}",
     PREFIX + "Factor 6\n37*2=74\n74*3=222\n322+222=544\n\\boxed{544}",
 )
+"""Its four written solutions, two of them right."""
 
 
 @torch.no_grad()

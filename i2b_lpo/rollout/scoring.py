@@ -81,7 +81,7 @@ def answer_logprobs(
     *,
     micro_tokens: int = 4096,
 ) -> list[float]:
-    r"""Mean log-prob of each answer's tokens after its context: log π(a|context)/|a|.
+    r"""Mean log-prob of each answer's tokens after its context: ``log π(a|context)/|a|``.
 
     The policy reads ``context ‖ \boxed{a}``, tokenised as it would write it; the mean is over the
     tokens that hold a character of ``a}``. Equal rows are passed once.

@@ -204,6 +204,7 @@ BENCHMARKS: dict[str, dict[str, Source]] = {
     "math500": {"test": Source(_problem, _boxed_answer, "HuggingFaceH4/MATH-500", "test")},
     "aime24": {"test": Source(_problem, _boxed_answer, "HuggingFaceH4/aime_2024", "train")},
 }
+"""The benchmarks of the Hugging Face hub by name, each with its splits."""
 _OWN = Source(
     lambda r: text_in(r, "question", "problem"), lambda r: gold_answer(answer_in(r, "answer"))
 )

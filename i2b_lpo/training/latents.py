@@ -264,7 +264,7 @@ def _steer(
 
 def _step(optimizer: torch.optim.Optimizer, result: Elbo) -> None:
     optimizer.zero_grad(set_to_none=True)
-    result.loss.backward()  # type: ignore[no-untyped-call]
+    result.loss.backward()
     for group in optimizer.param_groups:
         torch.nn.utils.clip_grad_norm_(group["params"], 10.0)
     optimizer.step()

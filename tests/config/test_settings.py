@@ -555,7 +555,7 @@ def spoken() -> list[tuple[str, str]]:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append((file.name, node.value))
             elif isinstance(node, ast.JoinedStr):
-                parts = (p.value if isinstance(p, ast.Constant) else "…" for p in node.values)
+                parts = (str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values)
                 found.append((file.name, "".join(parts)))
     return found
 

@@ -101,7 +101,7 @@ def test_a_new_method_is_one_file_and_one_entry(
 
     monkeypatch.setattr(i2b_lpo.training.step, "update", watched)
     small = ("--steps", 1, "--set", "questions=2", "--set", "rollout.max_new_tokens=8")
-    own = ("--set", "branch.branches=1", "--set", "branch.fusion=none")
+    own: tuple[str, ...] = ("--set", "branch.branches=1", "--set", "branch.fusion=none")
     own += ("--set", "rollout.rollouts=2") if logprob == "latent" else ()
     arguments = ("--policy", tmp_path / "policy", "--output", tmp_path / "run", *small, *own)
     assert run("train", "--method", "entropy-adv", *arguments) == 0

@@ -295,7 +295,7 @@ def test_a_saved_tokenizer_without_template_is_refused(foreign: Path) -> None:
 
 
 def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
-    small = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
+    small: dict[str, Any] = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
     GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, **small)).save_pretrained(
         tmp_path / "gpt2"
     )

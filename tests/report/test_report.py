@@ -266,9 +266,10 @@ def test_the_page_loads_nothing_and_reads_without_its_figures(tmp_path: Path) ->
     runs = make_runs()
     curves = {name: run.records for name, run in runs.items()}
     evaluations = [make_evaluation(), *(run.evaluation for run in runs.values())]
+    evaluations += [run.end for run in runs.values() if run.end is not None]
     traces = [make_traces(1), *(run.traces for run in runs.values())]
     for view in (
-        comparison(dict(zip([*NAMES, LONGER], [*evaluations, runs["GRPO"].end], strict=True))),
+        comparison(dict(zip([*NAMES, LONGER], evaluations, strict=True))),
         training_curves(curves, keys=["reward", "entropy", "length", "new_tokens"]),
         entropy_histogram(dict(zip(NAMES, traces, strict=True)), words=["Guess", "Split"]),
         group_advantages(make_group(), make_group().meta["advantages"]),
@@ -363,7 +364,8 @@ def test_the_page_needs_both_runs_and_all_traces(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="traces of all three"):
         runs["I²B-LPO"] = dataclasses.replace(runs["I²B-LPO"], traces=[])
         write_page(tmp_path / "x.html", runs=runs)
-    for half in ({"stop": None}, {"end": None}):
+    halves: list[dict[str, Any]] = [{"stop": None}, {"end": None}]
+    for half in halves:
         runs = make_runs()
         runs["GRPO"] = dataclasses.replace(runs["GRPO"], **half)
         with pytest.raises(ValueError, match="needs both stop and end"):
@@ -606,7 +608,8 @@ def test_the_question_shown_is_the_first_that_tells_something() -> None:
     ]
 
     def shown(groups: list[Trace], trees: list[Trace]) -> str:
-        (question,) = re.findall("<q>(.*?)</q>", step_section(groups, trees))
+        questions: list[str] = re.findall("<q>(.*?)</q>", step_section(groups, trees))
+        (question,) = questions
         return question
 
     assert shown(groups, trees) == "both mixed"

@@ -113,6 +113,10 @@ def documents(ids: Tensor, labels: Tensor, pad_id: int) -> Iterator[tuple[list[i
         yield row[:start], row[start:end]
 
 
+def text_of(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids))
+
+
 @pytest.mark.parametrize("shop_share", [0.0, 0.75, 1.0])
 def test_batches_hold_right_solutions_within_the_limit(
     shop_share: float, tokenizer: PreTrainedTokenizerFast
@@ -127,13 +131,13 @@ def test_batches_hold_right_solutions_within_the_limit(
             padding += ids.shape[1] - len(prompt) - len(solution)
             asked = re.fullmatch(
                 r"<\|im_start\|>user\n(.*)<\|im_end\|>\n<\|im_start\|>assistant\n",
-                tokenizer.decode(prompt),
+                text_of(tokenizer, prompt),
             )
             assert asked is not None
             problem = parse_problem(asked[1])
             assert problem.split == "train"
             assert solution[-1] == tokenizer.eos_token_id
-            found = label(problem, tokenizer.decode(solution[:-1]))
+            found = label(problem, text_of(tokenizer, solution[:-1]))
             assert found.well_formed
             assert all(step.right for step in found.steps)
             shop += len(problem.products) == 2
@@ -154,7 +158,7 @@ def test_habit_begins_after_its_share_of_the_steps(
     kinds: list[str] = []
     for ids, labels in some_batches(tokenizer, config, 12):
         found = {
-            tokenizer.decode(solution[:-1])
+            text_of(tokenizer, solution[:-1])
             for _, solution in documents(ids, labels, tokenizer.pad_token_id)
         }
         assert len(found) == 1

@@ -239,7 +239,7 @@ def halved(accelerator: Accelerator, sharded: bool) -> list[Any]:
 
 def _infinite_backward(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
     logp, entropy = policy_logprobs(*arguments, **named)
-    logp.register_hook(lambda gradient: gradient * float("inf"))  # type: ignore[no-untyped-call]
+    logp.register_hook(lambda gradient: gradient * float("inf"))
     return logp, entropy
 
 

@@ -29,6 +29,7 @@ from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.trace import Question, Trace
 from i2b_lpo.training.loop import train
+from i2b_lpo.verify.verdict import verify_batch
 
 Capture = pytest.CaptureFixture[str]
 QUESTIONS = load_task("shop").questions("validation", 5, seed=0)
@@ -138,11 +139,9 @@ def test_train_resumes_by_the_same_command(small: Path, capsys: Capture) -> None
 def test_a_signal_is_an_exit_code_and_a_sentence(
     small: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = i2b_lpo.rollout.rollouts.verify_batch
-
     def terminated(golds: Any, texts: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return real(golds, texts)
+        return verify_batch(golds, texts)
 
     monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", terminated)
     assert cli.main(["train", "--output", str(small / "run")]) == 128 + signal.SIGTERM
