@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from i2b_lpo.method.methods import METHODS
 from i2b_lpo.method.metrics import paired_differences
 from i2b_lpo.report.runs import Run, longer, settings, total, training
 from i2b_lpo.report.step import one_step
@@ -25,7 +26,7 @@ from i2b_lpo.views.text import label, percent
 
 __all__ = ["NAMES", "TEMPLATES", "Run", "summary", "tour_page"]
 
-NAMES = ("base", "GRPO", "I²B-LPO")
+NAMES = ("base", *(METHODS[name].title for name in ("grpo", "i2b-lpo")))
 """The three policies of the page; the last two are runs."""
 
 TEMPLATES = environment("i2b_lpo.report")
