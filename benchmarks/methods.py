@@ -17,6 +17,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,7 +26,7 @@ import torch
 
 from i2b_lpo.config import RunConfig, preset
 from i2b_lpo.evaluation import evaluate
-from i2b_lpo.method import bootstrap_interval, with_method
+from i2b_lpo.method import METHODS, bootstrap_interval, with_method
 from i2b_lpo.model import Sampling, load_policy
 from i2b_lpo.tasks import load_task
 from i2b_lpo.training import train
