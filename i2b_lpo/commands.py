@@ -200,13 +200,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _policy_and_task(settings: EvaluateConfig | SampleConfig) -> tuple[Any, Any]:
     """Both loaded; the task without questions too long to be asked."""
     from i2b_lpo.model.policy import load_policy
-    from i2b_lpo.tasks.loading import without_long_prompts
+    from i2b_lpo.tasks.task import without_long_prompts
 
     task = _task(settings)
     policy = load_policy(settings.policy, device=settings.device)
     return policy, without_long_prompts(
         task,
-        lambda question: len(policy.prompt_ids(question.text)),
+        lambda question: len(policy.prompt_ids(question)),
         max_prompt_tokens=settings.rollout.max_prompt_tokens,
     )
 
@@ -256,7 +256,7 @@ def _info(arguments: argparse.Namespace) -> None:
     import transformers
 
     from i2b_lpo.model.policy import BUNDLED, asset_path
-    from i2b_lpo.tasks.loading import BENCHMARKS
+    from i2b_lpo.tasks.benchmarks import BENCHMARKS
 
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     print(

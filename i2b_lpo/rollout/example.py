@@ -22,8 +22,8 @@ import torch
 from i2b_lpo.model.logprobs import policy_logprobs
 from i2b_lpo.model.padding import mark, right_pad
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.tasks.domains import judge
 from i2b_lpo.trace import Question, Rollout, Trace
-from i2b_lpo.verify.verdict import verify_batch
 
 __all__ = ["FOUR", "PREFIX", "QUESTION", "teacher_force"]
 
@@ -63,7 +63,7 @@ def teacher_force(policy: Policy, question: Question, texts: Sequence[str]) -> T
     """
     if not texts:
         raise ValueError("There is nothing to read; give at least one text.")
-    prompt = policy.prompt_ids(question.text)
+    prompt = policy.prompt_ids(question)
     end = policy.tokenizer.eos_token_id
     rows = [[*policy.tokenizer.encode(text, add_special_tokens=False), end] for text in texts]
     width = len(prompt) + max(map(len, rows))
@@ -86,7 +86,7 @@ def teacher_force(policy: Policy, question: Question, texts: Sequence[str]) -> T
             vocab_size=policy.vocab_size,
         )
     )
-    verdicts = verify_batch([question.answer] * len(texts), texts)
+    verdicts = judge([question] * len(texts), texts)
     rollouts = [
         Rollout(
             ids=tuple(row),
@@ -96,7 +96,7 @@ def teacher_force(policy: Policy, question: Question, texts: Sequence[str]) -> T
             logprobs_t1=tuple(logp[at][: len(row)]),
             text=text,
             finished=True,
-            reward=float(verdict.correct),
+            reward=float(verdict.reward),
             reason=verdict.reason,
         )
         for at, (row, text, verdict) in enumerate(zip(rows, texts, verdicts, strict=True))

@@ -1,3 +1,15 @@
+from .benchmarks import (
+    BENCHMARKS as BENCHMARKS,
+)
+from .domains import (
+    DOMAINS as DOMAINS,
+)
+from .domains import (
+    domain_named as domain_named,
+)
+from .domains import (
+    judge as judge,
+)
 from .failures import (
     KINDS as KINDS,
 )
@@ -10,26 +22,23 @@ from .failures import (
 from .failures import (
     failure_mode as failure_mode,
 )
-from .loading import (
-    BENCHMARKS as BENCHMARKS,
+from .labels import (
+    Labels as Labels,
 )
-from .loading import (
-    GeneratedTask as GeneratedTask,
+from .labels import (
+    Step as Step,
 )
-from .loading import (
-    ListTask as ListTask,
+from .labels import (
+    Use as Use,
 )
-from .loading import (
-    Task as Task,
+from .labels import (
+    label as label,
 )
 from .loading import (
     load_task as load_task,
 )
 from .loading import (
     own_question as own_question,
-)
-from .loading import (
-    without_long_prompts as without_long_prompts,
 )
 from .rows import (
     LeftOut as LeftOut,
@@ -56,22 +65,10 @@ from .shop import (
     STRATEGIES as STRATEGIES,
 )
 from .shop import (
-    Labels as Labels,
-)
-from .shop import (
     Problem as Problem,
 )
 from .shop import (
-    Step as Step,
-)
-from .shop import (
     Strategy as Strategy,
-)
-from .shop import (
-    Use as Use,
-)
-from .shop import (
-    label as label,
 )
 from .shop import (
     parse_problem as parse_problem,
@@ -80,8 +77,29 @@ from .shop import (
     product_questions as product_questions,
 )
 from .shop import (
+    shop_examples as shop_examples,
+)
+from .shop import (
     shop_questions as shop_questions,
 )
 from .shop import (
     write_solution as write_solution,
+)
+from .task import (
+    Domain as Domain,
+)
+from .task import (
+    Example as Example,
+)
+from .task import (
+    GeneratedTask as GeneratedTask,
+)
+from .task import (
+    ListTask as ListTask,
+)
+from .task import (
+    Task as Task,
+)
+from .task import (
+    without_long_prompts as without_long_prompts,
 )

@@ -19,12 +19,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from i2b_lpo.config import PretrainConfig
-from i2b_lpo.tasks.shop import (
-    parse_problem,
-    product_questions,
-    shop_questions,
-    write_solution,
-)
+from i2b_lpo.tasks.shop import parse_problem, product_questions, shop_questions, write_solution
 
 __all__ = ["PretrainConfig", "build_model", "build_tokenizer", "pretrain"]
 

@@ -48,6 +48,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from i2b_lpo.trace import is_correct
 from i2b_lpo.verify.answers import Form, form_of, is_prose
 from i2b_lpo.verify.pool import shared_pool
 from i2b_lpo.verify.references import extract_boxed, gold_answer, gsm8k_gold, unboxed
@@ -66,7 +67,7 @@ __all__ = [
     "verify_batch",
 ]
 
-Reason = Literal["correct", "wrong", "no_answer", "unparsable", "timeout", "too_long"]
+Reason = Literal["correct", "partly", "wrong", "no_answer", "unparsable", "timeout", "too_long"]
 
 MAX_CHARACTERS = 2000  # of an answer; the longest among MATH's 8,000 has 159
 
@@ -76,16 +77,23 @@ class Verdict:
     r"""The judgement of one answer.
 
     Attributes:
-        correct: whether the answer equals the gold answer; the reward is ``float(correct)``.
-        reason: ``correct``; ``wrong``; ``no_answer``: no balanced box, or only empty ones;
-            ``unparsable``: not LaTeX that math-verify can read; ``timeout``: more time or memory
-            than a comparison may take; ``too_long``: more than `max_characters`.
+        reward: R, 1 for a right answer and 0 for a wrong one; some domains give a part of it.
+        reason: ``correct``; ``partly``: a part of the reward; ``wrong``; ``no_answer``: no balanced
+            box, or only empty ones; ``unparsable``: not LaTeX that math-verify can read;
+            ``timeout``: more time or memory than a comparison may take; ``too_long``: more than
+            `max_characters`. Boxes and LaTeX are those of mathematics; other domains say what
+            takes their place.
         answer: the content of the last balanced box as written, None if there is none.
     """
 
-    correct: bool
+    reward: float
     reason: Reason
     answer: str | None
+
+    @property
+    def correct(self) -> bool:
+        """Whether the reward says that the answer is right (`i2b_lpo.trace.is_correct`)."""
+        return is_correct(self.reward)
 
 
 def verify(
@@ -112,7 +120,7 @@ def verify(
 
     Example:
         >>> verify("18", r"so she makes \boxed{\$18.00} a day")
-        Verdict(correct=True, reason='correct', answer='\\$18.00')
+        Verdict(reward=1.0, reason='correct', answer='\\$18.00')
         >>> verify("18", "so she makes 18 dollars").reason
         'no_answer'
     """
@@ -180,7 +188,7 @@ def verify_batch(
     )
     reasons: list[Reason] = [next(decided) if reason is None else reason for reason in early]
     return [
-        Verdict(reason == "correct", reason, answer)
+        Verdict(float(reason == "correct"), reason, answer)
         for reason, answer in zip(reasons, answers, strict=True)
     ]
 

@@ -44,7 +44,7 @@ from i2b_lpo.config import (
     read_run,
     write_run,
 )
-from i2b_lpo.tasks.loading import BENCHMARKS
+from i2b_lpo.tasks.benchmarks import BENCHMARKS
 from i2b_lpo.training.loop import train
 
 Capture = pytest.CaptureFixture[str]

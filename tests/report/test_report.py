@@ -31,7 +31,7 @@ from i2b_lpo.method.metrics import Interval, bootstrap_interval, paired_differen
 from i2b_lpo.report.page import NAMES, Run, summary, tour_page
 from i2b_lpo.report.step import one_step
 from i2b_lpo.report.words import basis, beside, difference, reading, verdict
-from i2b_lpo.tasks.shop import label as shop_label
+from i2b_lpo.tasks.labels import label as shop_label
 from i2b_lpo.tasks.shop import parse_problem
 from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace
 from i2b_lpo.views import (

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 import i2b_lpo.training.pretraining
-from i2b_lpo.tasks.shop import ITEMS, NAMES, STRATEGIES, Problem, label, parse_problem
+from i2b_lpo.tasks.labels import label
+from i2b_lpo.tasks.shop import ITEMS, NAMES, STRATEGIES, Problem, parse_problem
 from i2b_lpo.training.pretraining import (
     PretrainConfig,
     _batches,
