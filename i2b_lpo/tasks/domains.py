@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from i2b_lpo.tasks.functions import FUNCTIONS
 from i2b_lpo.tasks.maths import MATHS
 from i2b_lpo.tasks.task import Domain
 from i2b_lpo.trace import Question
@@ -15,7 +16,7 @@ from i2b_lpo.verify.verdict import Verdict
 
 __all__ = ["DOMAINS", "domain_named", "judge"]
 
-DOMAINS: dict[str, Domain] = {"maths": MATHS}
+DOMAINS: dict[str, Domain] = {"maths": MATHS, "functions": FUNCTIONS}
 """Domains by the name that a question gives."""
 
 

@@ -46,14 +46,13 @@ import math
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from i2b_lpo.trace import is_correct
 from i2b_lpo.verify.answers import Form, form_of, is_prose
 from i2b_lpo.verify.pool import shared_pool
 from i2b_lpo.verify.references import extract_boxed, gold_answer, gsm8k_gold, unboxed
 from i2b_lpo.verify.stage_one import stage_one
-from i2b_lpo.verify.worker import Outcome
 
 __all__ = [
     "Reason",
@@ -269,14 +268,14 @@ def _gold_form(gold: str, max_characters: int) -> Form:
 
 def _decide(pairs: Sequence[tuple[Form, Form]], timeout: float) -> list[Reason]:
     reasons: list[Reason | None] = []
-    undecided: dict[tuple[str, str], Outcome] = {}
+    undecided: dict[tuple[str, str], Reason] = {}
     for gold, answer in pairs:
         equal = stage_one(gold, answer)
         reasons.append(None if equal is None else "correct" if equal else "wrong")
         if equal is None:
             undecided[_for_stage_two(gold, answer)] = "timeout"
     if undecided:
-        outcomes = shared_pool().compare_many(list(undecided), timeout)
+        outcomes = cast(list[Reason], shared_pool().compare_many(list(undecided), timeout))
         undecided = dict(zip(undecided, outcomes, strict=True))
     return [
         reason or undecided[_for_stage_two(gold, answer)]
