@@ -73,12 +73,12 @@ def outcome_of(judge: Any, gold: str, answer: str, confined: bool = False) -> st
 
 
 def _confine_this_process() -> None:
-    # By the kernel: no new descriptor, hence no file, socket or pipe; nothing is written; no new
-    # process or thread, unless the user is root.
+    # By the kernel: no new descriptor, hence no file, socket or pipe; and no new process or thread,
+    # unless the user is root.
     assert sys.platform != "win32"
     import resource
 
-    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
+    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC):
         resource.setrlimit(limit, (0, 0))
 
     # By Python, for root too. A hook can't be taken off, and all that this one reads is its own.
