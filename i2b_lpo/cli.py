@@ -23,6 +23,8 @@ from i2b_lpo.config import METHODS, flat
 
 __all__ = ["main"]
 
+TASKS = "shop, product, functions, gym:NAME, gsm8k, math, math500, aime24, or a .jsonl file"
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -137,7 +139,7 @@ def _parser() -> _Parser:
     )
     for sub in (train, latents, evaluate, rollout):
         _named(sub, "--policy", "bundled name, folder or hub name")
-        _named(sub, "--task", "shop, product, gsm8k, math, math500, aime24, or a .jsonl file")
+        _named(sub, "--task", TASKS)
         _named(sub, "--data", "local copy of a benchmark: a folder with train / test .jsonl")
         _named(sub, "--device", "cpu or cuda")
     _named(latents, "--source", "policy whose rollouts are learnt from (the same)")
@@ -157,7 +159,9 @@ def _parser() -> _Parser:
         help="fork each rollout and grow this many branches",
     )  # fmt: skip
     _named(rollout, "--fusion", "how z enters the branches; none re-samples", "branch.fusion")
-    pretrain.add_argument("--task", choices=("product", "shop"), help="the warm-up (product)")
+    pretrain.add_argument(
+        "--task", dest="learnt", metavar="TASK", help="product, shop or functions (product)"
+    )
     info.add_argument("--preset", help="print all settings of this preset")
     for sub in (notebooks, tutorials):
         sub.add_argument("folder", type=Path, metavar="DIR")

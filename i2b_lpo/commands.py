@@ -135,26 +135,31 @@ def _train_latents(arguments: argparse.Namespace) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    named = {}
-    if arguments.task is not None:
-        named = {"shop_share": PretrainConfig.shop_share if arguments.task == "shop" else 0.0}
+    named: dict[str, Any] = {}
+    if arguments.learnt in ("shop", "product"):  # one world, in two shares
+        share = PretrainConfig.shop_share if arguments.learnt == "shop" else 0.0
+        named = {"task": "shop", "shop_share": share}
+    elif arguments.learnt is not None:
+        named = {"task": arguments.learnt}
     config = _settings(arguments, BASES["pretrain"], **named)
     _need_new(arguments.output)
     from i2b_lpo.evaluation.measuring import evaluate
     from i2b_lpo.model.decoding import Sampling
     from i2b_lpo.model.policy import make_policy, save_policy
-    from i2b_lpo.tasks.loading import load_task
+    from i2b_lpo.tasks.loading import load_examples, load_task
     from i2b_lpo.training.pretraining import build_model, build_tokenizer, pretrain
 
+    load_examples(config.task)  # refuses a task without any
     output = _new_folder(arguments.output)
-    # The tokenizer knows the words of both tasks, so that the policy can go on with the other.
-    tokenizer = build_tokenizer(PretrainConfig(seed=config.seed))
+    # It knows the words of shop and product alike, so that the policy can go on with the other.
+    tokenizer = build_tokenizer(PretrainConfig(task=config.task, seed=config.seed))
     model = build_model(tokenizer, seed=config.seed)
     pretrain(model, tokenizer, config)
     policy = make_policy(model, tokenizer, name=str(output))
     save_policy(policy, output)
     write_run(config, output, "pretrain")
-    task = load_task("shop" if config.shop_share else "product")
+    bundled = "shop" if config.shop_share else "product"
+    task = load_task(bundled if config.task == "shop" else config.task)
     questions = task.questions("validation", 100, seed=0)
     print(evaluate(policy, task, questions, sampling=Sampling(160), seed=config.seed)[0])
     print(f"Policy: {output}")
@@ -257,13 +262,15 @@ def _info(arguments: argparse.Namespace) -> None:
 
     from i2b_lpo.model.policy import BUNDLED, asset_path
     from i2b_lpo.tasks.benchmarks import BENCHMARKS
+    from i2b_lpo.tasks.domains import DOMAINS
 
+    own = [task for domain in DOMAINS.values() for task in domain.tasks]
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     print(
         f"i2b-lpo {i2b_lpo.__version__}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, accelerate {accelerate.__version__}\n"
         f"processor cores {os.cpu_count()}, torch threads {torch.get_num_threads()}, GPU {cuda}\n"
-        f"tasks: shop, product (bundled), {', '.join(BENCHMARKS)} (Hugging Face hub)\n"
+        f"tasks: {', '.join(own)} (bundled), {', '.join(BENCHMARKS)} (Hugging Face hub)\n"
         f"presets: {', '.join(PRESETS)}\nbundled policies:"
     )
     for name, what in BUNDLED.items():

@@ -35,6 +35,9 @@ from .labels import (
     label as label,
 )
 from .loading import (
+    load_examples as load_examples,
+)
+from .loading import (
     load_task as load_task,
 )
 from .loading import (

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from i2b_lpo.tasks.functions import FUNCTIONS
+from i2b_lpo.tasks.gym import GYM
 from i2b_lpo.tasks.maths import MATHS
 from i2b_lpo.tasks.task import Domain
 from i2b_lpo.trace import Question
@@ -16,7 +17,7 @@ from i2b_lpo.verify.verdict import Verdict
 
 __all__ = ["DOMAINS", "domain_named", "judge"]
 
-DOMAINS: dict[str, Domain] = {"maths": MATHS, "functions": FUNCTIONS}
+DOMAINS: dict[str, Domain] = {"maths": MATHS, "functions": FUNCTIONS, "gym": GYM}
 """Domains by the name that a question gives."""
 
 

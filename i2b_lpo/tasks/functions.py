@@ -209,7 +209,7 @@ def _load(name: str) -> Task | None:
             f"{TIMEOUT:.0f} s are over.",
             stacklevel=3,
         )
-    return GeneratedTask("functions", function_questions, examples=_examples)
+    return GeneratedTask("functions", function_questions)
 
 
 FUNCTIONS = Domain(
@@ -229,4 +229,5 @@ FUNCTIONS = Domain(
     },
     load=_load,
     tasks=("functions",),
+    examples={"functions": _examples},
 )

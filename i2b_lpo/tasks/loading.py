@@ -6,16 +6,18 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from i2b_lpo.infra.secrets import redact
 from i2b_lpo.tasks.benchmarks import BENCHMARKS, load_benchmark, load_file
 from i2b_lpo.tasks.domains import DOMAINS
 from i2b_lpo.tasks.shop import parse_problem
-from i2b_lpo.tasks.task import Task
+from i2b_lpo.tasks.task import Example, Task
 from i2b_lpo.trace import Question
 
-__all__ = ["load_task", "own_question"]
+__all__ = ["load_examples", "load_task", "own_question"]
 
 
 def own_question(text: str) -> Question:
@@ -53,3 +55,18 @@ def load_task(name: str, *, path: str | Path | None = None) -> Task:
         return load_file(file)
     known = ", ".join([*(task for d in DOMAINS.values() for task in d.tasks), *BENCHMARKS])
     raise ValueError(f"Unknown task {shown!r}; choose one of {known}, or give a .jsonl file.")
+
+
+def load_examples(name: str) -> Callable[[random.Random], Iterator[Example]]:
+    """What draws the solved train questions of a task, for pretraining.
+
+    Raises:
+        ValueError: the task has none; lists those that have.
+    """
+    known = {task: draw for d in DOMAINS.values() for task, draw in d.examples.items()}
+    if name not in known:
+        raise ValueError(
+            f"{redact(name)} has no solved examples to learn from; choose one of "
+            f"{', '.join(known)}."
+        )
+    return known[name]

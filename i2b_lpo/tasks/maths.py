@@ -31,10 +31,8 @@ def _label(question: Question, text: str) -> Labels:
 
 
 _BUNDLED = {
-    "shop": GeneratedTask("shop", shop_questions, _label, partial(shop_examples, share=1.0)),
-    "product": GeneratedTask(
-        "product", product_questions, _label, partial(shop_examples, share=0.0)
-    ),
+    "shop": GeneratedTask("shop", shop_questions, _label),
+    "product": GeneratedTask("product", product_questions, _label),
 }
 
 
@@ -56,4 +54,8 @@ MATHS = Domain(
     },
     load=_BUNDLED.get,
     tasks=tuple(_BUNDLED),
+    examples={
+        "shop": partial(shop_examples, share=1.0),
+        "product": partial(shop_examples, share=0.0),
+    },
 )

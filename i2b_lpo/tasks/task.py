@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from i2b_lpo.tasks.labels import Labels
@@ -43,6 +43,7 @@ class Domain:
         told: reason of a verdict → what a run says of the texts that got it, if it earns nothing.
         load: the task of a name; None for a name that isn't this domain's.
         tasks: the names that `load` knows, as a message shows them.
+        examples: by a task's name, what draws its solved train questions; pretraining learns them.
     """
 
     instruction: str
@@ -54,6 +55,9 @@ class Domain:
     told: Mapping[str, str]
     load: Callable[[str], Task | None]
     tasks: tuple[str, ...] = ()
+    examples: Mapping[str, Callable[[random.Random], Iterator[Example]]] = field(
+        default_factory=dict
+    )
 
 
 class Task(Protocol):
@@ -80,13 +84,11 @@ class GeneratedTask:
     Attributes:
         stream: the questions of a split, drawn with a generator.
         labeller: tells the ways that a text took; None if nothing does.
-        examples: solved questions of the train split, for pretraining; None if there are none.
     """
 
     name: str
     stream: Callable[[str, random.Random], Iterator[Question]]
     labeller: Callable[[Question, str], Labels] | None = None
-    examples: Callable[[random.Random], Iterator[Example]] | None = None
 
     def questions(self, split: str, count: int, *, seed: int) -> list[Question]:
         """See `Task.questions`."""

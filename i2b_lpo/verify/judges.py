@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CALLING", "MATHEMATICS", "Judge"]
+__all__ = ["CALLING", "GRADING", "MATHEMATICS", "Judge"]
 
 
 @dataclass(frozen=True)
@@ -44,3 +44,11 @@ CALLING = Judge(
     flags=("-P", "-s", "-S"),
 )
 """Runs a function that a model wrote: without environment, packages and the user's folders."""
+
+GRADING = Judge(
+    _HERE / "grading.py",
+    "scores of gym:NAME need reasoning-gym in this environment (pip install 'i2b-lpo[gym]')",
+    confined=True,
+    environment=("HOME", "PATH", "PYTHONPATH"),
+)
+"""Scores answers to questions of reasoning-gym."""

@@ -30,7 +30,7 @@ __all__ = ["WorkerPool", "shared_pool"]
 START_LIMIT = 120.0  # seconds for importing math-verify on a busy machine
 GRACE = 2.0  # seconds the parent waits beyond a limit that the worker enforces itself
 KNOWN_PAIRS = 10_000  # outcomes a pool remembers
-LONGEST_KNOWN = 500  # characters of a pair it remembers; longer ones seldom come back
+LONGEST_KNOWN = 500  # characters of a pair and its outcome that it remembers
 PAIRS_PER_BUDGET = 64  # a batch gets twice the limit for each so many pairs
 SHORTEST_SLICE = 0.1  # seconds; most comparisons need a fifth of it
 LOST_TWICE = (
@@ -250,7 +250,7 @@ class WorkerPool:
                         outcome = worker.compare(gold, answer, limit)
             except WorkerLostError:
                 continue
-            if outcome != "timeout" and len(gold) + len(answer) <= LONGEST_KNOWN:
+            if outcome != "timeout" and len(gold + answer + outcome) <= LONGEST_KNOWN:
                 if len(self._known) >= KNOWN_PAIRS:
                     self._known.clear()
                 self._known[gold, answer] = outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from verifying import LINUX, POSIX
 from i2b_lpo.tasks import functions
 from i2b_lpo.tasks.domains import DOMAINS, judge
 from i2b_lpo.tasks.functions import FUNCTIONS, function_questions, write_function
-from i2b_lpo.tasks.loading import load_task
+from i2b_lpo.tasks.loading import load_examples, load_task
 from i2b_lpo.trace import Question
 from i2b_lpo.verify import worker
 from i2b_lpo.verify.judges import CALLING
@@ -98,8 +99,8 @@ def test_a_question_reads_from_left_to_right() -> None:
 
 
 def test_examples_are_train_questions_with_right_solutions() -> None:
-    task = load_task("functions")
-    examples = [e for e, _ in zip(task.examples(random.Random(0)), range(30), strict=False)]
+    draw = load_examples("functions")(random.Random(0))
+    examples = list(itertools.islice(draw, 30))
     train = {q.text: q for q in load_task("functions").questions("train", 4000, seed=1)}
     known = [(train[text], one) for text, one, _ in examples if text in train]
     assert len(known) > 10
