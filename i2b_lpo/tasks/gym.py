@@ -46,9 +46,10 @@ def _drawn(asked: dict[str, Any]) -> Any:
     """What the library's process draws; ValueError if it can't."""
     outcome = shared_pool(GRADING).compare(json.dumps(asked), "", START)
     if outcome in ("timeout", "unparsable"):
+        which = asked.get("generator", "any generator")
         raise ValueError(
-            f"reasoning-gym draws no question from {asked['generator']} by its name alone "
-            f"({outcome}); choose another generator."
+            f"reasoning-gym draws no question from {which} by its name alone ({outcome}); choose "
+            "another generator."
         )
     return json.loads(outcome)
 
