@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import accumulate
 from pathlib import Path
@@ -27,7 +28,7 @@ from i2b_lpo.rollout.scoring import answer_logprobs, reasoning_ids, score_traces
 from i2b_lpo.tasks.domains import DOMAINS, domain_named, judge
 from i2b_lpo.tasks.loading import load_examples, load_task
 from i2b_lpo.trace import Question, Trace, read_traces, write_traces
-from i2b_lpo.training.loop import StepRecord, train
+from i2b_lpo.training.loop import StepRecord, _why_nothing, train
 from i2b_lpo.training.pretraining import build_model, build_tokenizer, pretrain
 from i2b_lpo.training.updating import Learner
 
@@ -43,10 +44,14 @@ PRODUCT = Question("p", "What is 23*14?", "322")
 
 
 @pytest.fixture
-def backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def backwards() -> Iterator[None]:
     """The entry of a new domain, and none of mathematics: whoever asks for that fails."""
-    monkeypatch.setitem(DOMAINS, "backwards", BACKWARDS)
-    monkeypatch.delitem(DOMAINS, "maths")
+    before = dict(DOMAINS)
+    DOMAINS["backwards"] = BACKWARDS
+    del DOMAINS["maths"]
+    yield
+    DOMAINS.clear()
+    DOMAINS.update(before)  # in their order
 
 
 def scripted(policy: Policy, question: Question, texts: Sequence[str]) -> Trace:
@@ -92,6 +97,7 @@ def test_each_text_is_judged_by_the_domain_of_its_question(
     questions = [WORD, PRODUCT, DOUBLE, PRODUCT, WORD]
     texts = ["=> ccbb", r"\boxed{322}", BLOCK.format("f = lambda x: 2*x"), "=> ccba", "=> ccba"]
     assert [v.reward for v in judge(questions, texts)] == [0.75, 1.0, 1.0, 0.0, 1.0]
+    assert [v.correct for v in judge(questions, texts)] == [False, True, True, False, True]
     assert judge([], []) == []
 
 
@@ -182,7 +188,7 @@ def test_a_new_domain_is_trained_on(backwards: None) -> None:
         ib=IBConfig(),
     )
     seen: list[StepRecord] = []
-    with pytest.warns(UserWarning, match="% ended without the sign|% didn't end within"):
+    with pytest.warns(UserWarning, match="No trajectory of the first steps earned a reward"):
         train(
             config,
             tiny_policy(),
@@ -192,6 +198,8 @@ def test_a_new_domain_is_trained_on(backwards: None) -> None:
         )
     assert all(r.reason == "no_answer" for t in seen[0].traces for r in t.rollouts)
     assert all(r.score is not None for t in seen[0].traces for r in t.rollouts)
+    told = _why_nothing(Counter(no_answer=3, wrong=1), 5, "backwards")
+    assert "Of 4, 75% ended without the sign; 25% had no letter in its place. If texts" in told
 
 
 # --- records --------------------------------------------------------------------------------------
