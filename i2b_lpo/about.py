@@ -25,14 +25,16 @@ def installed() -> str:
     import transformers
 
     from i2b_lpo.model.policy import BUNDLED, asset_path
-    from i2b_lpo.tasks.loading import BENCHMARKS
+    from i2b_lpo.tasks.benchmarks import BENCHMARKS
+    from i2b_lpo.tasks.domains import DOMAINS
 
+    own = [task for domain in DOMAINS.values() for task in domain.tasks]
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     lines = [
         f"i2b-lpo {i2b_lpo.__version__}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, accelerate {accelerate.__version__}",
         f"processor cores {os.cpu_count()}, torch threads {torch.get_num_threads()}, GPU {cuda}",
-        f"tasks: shop, product (bundled), {', '.join(BENCHMARKS)} (Hugging Face hub)",
+        f"tasks: {', '.join(own)} (bundled), {', '.join(BENCHMARKS)} (Hugging Face hub)",
         f"methods: {', '.join(METHODS)}",
         f"presets: {', '.join(PRESETS)}",
         "bundled policies:",

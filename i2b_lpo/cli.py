@@ -23,6 +23,8 @@ from i2b_lpo.method.methods import METHODS
 
 __all__ = ["main"]
 
+TASKS = "shop, product, functions, gym:NAME, gsm8k, math, math500, aime24, or a .jsonl file"
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -103,7 +105,7 @@ def _parser() -> _Parser:
     _add_sampling(subs)
     _add_latents(subs)
     subs["pretrain"].add_argument(
-        "--task", choices=("product", "shop"), help="the warm-up (product)"
+        "--task", dest="learnt", metavar="TASK", help="product, shop or functions (product)"
     )
     for name in ("notebooks", "tutorials"):
         subs[name].add_argument("folder", type=Path, metavar="DIR")
@@ -178,7 +180,7 @@ def _add_questions(subs: dict[str, _Parser]) -> None:
     for name in ("train", "train-latents", "evaluate", "rollout"):
         sub = subs[name]
         _named(sub, "--policy", "bundled name, folder or hub name")
-        _named(sub, "--task", "shop, product, gsm8k, math, math500, aime24, or a .jsonl file")
+        _named(sub, "--task", TASKS)
         _named(sub, "--data", "local copy of a benchmark: a folder with train / test .jsonl")
         _named(sub, "--device", "cpu or cuda")
     _named(subs["train-latents"], "--questions", "train questions")

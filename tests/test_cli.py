@@ -366,7 +366,7 @@ def refused(capsys: Capture, hint: str, *arguments: Any) -> None:
         ("rollout --task nope", "Unknown task 'nope'; choose one of shop, product, "),
         ("evaluate --task nope", "Unknown task 'nope'; choose one of shop, product, "),
         ("train --output run --task nope", "Unknown task 'nope'; choose one of shop, product, "),
-        ("pretrain --output run --task gsm8k", "invalid choice: 'gsm8k' (choose from"),
+        ("pretrain --output run --task gsm8k", "choose one of shop, product, functions"),
         ("evaluate --task nope.jsonl", "give a .json or .jsonl file"),
         ("evaluate --task gsm8k --data nope", "put the data there"),
         ("evaluate --task gsm8k", "or give a local copy"),

@@ -28,7 +28,7 @@ from i2b_lpo.model.policy import Policy
 from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.model.steering import Steering, embed_pairs, new_steering
 from i2b_lpo.rollout.rollouts import roll_out
-from i2b_lpo.tasks.loading import Task
+from i2b_lpo.tasks.task import Task
 from i2b_lpo.trace import Question, Trace
 
 __all__ = [

@@ -43,7 +43,7 @@ from i2b_lpo.config import (
     write_run,
 )
 from i2b_lpo.method.methods import METHODS, with_method
-from i2b_lpo.tasks.loading import BENCHMARKS
+from i2b_lpo.tasks.benchmarks import BENCHMARKS
 from i2b_lpo.tour import run_of
 from i2b_lpo.training.loop import train
 

@@ -28,7 +28,6 @@ from transformers import (
 import i2b_lpo.model.policy
 from i2b_lpo.model.decoding import decode
 from i2b_lpo.model.policy import (
-    BOXED_INSTRUCTION,
     BUNDLED,
     Policy,
     asset_path,
@@ -38,6 +37,7 @@ from i2b_lpo.model.policy import (
 )
 from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.tasks.loading import load_task
+from i2b_lpo.tasks.maths import BOXED_INSTRUCTION
 from i2b_lpo.trace import Question
 
 QUESTION = "What is 23*14?"

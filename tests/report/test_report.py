@@ -34,7 +34,8 @@ from i2b_lpo.report.page import NAMES, TEMPLATES, summary, tour_page
 from i2b_lpo.report.runs import Run
 from i2b_lpo.report.step import one_step
 from i2b_lpo.report.words import basis, beside, difference, reading, verdict
-from i2b_lpo.tasks.shop import label as shop_label, parse_problem
+from i2b_lpo.tasks.labels import label as shop_label
+from i2b_lpo.tasks.shop import parse_problem
 from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace
 from i2b_lpo.views import (
     branch_tree,

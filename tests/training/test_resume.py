@@ -20,6 +20,7 @@ from tiny import tiny_policy
 
 import i2b_lpo.evaluation.measuring
 import i2b_lpo.rollout.rollouts
+import i2b_lpo.tasks.maths
 from i2b_lpo import cli
 from i2b_lpo.config import PRESETS, CheckpointConfig, RolloutConfig, RunConfig
 from i2b_lpo.evaluation.measuring import Evaluation, evaluate
@@ -143,7 +144,7 @@ def test_a_signal_is_an_exit_code_and_a_sentence(
         os.kill(os.getpid(), signal.SIGTERM)
         return verify_batch(golds, texts)
 
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", terminated)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", terminated)
     assert cli.main(["train", "--output", str(small / "run")]) == 128 + signal.SIGTERM
     said = capsys.readouterr().err
     assert "Stopped after 1 of 3 steps, saved in" in said and "--resume" in said
@@ -225,7 +226,7 @@ def fails(reward: Any, error: type[Exception], message: str) -> None:
 
 
 def test_a_reward_takes_the_place_of_the_verifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", None)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", None)
     asked: list[tuple[str, str]] = []
 
     def length(question: Question, text: str) -> float:
