@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
 import i2b_lpo
+from i2b_lpo.about import installed, summary
 from i2b_lpo.config import (
-    PRESETS,
     EvaluateConfig,
     LatentConfig,
     PretrainConfig,
@@ -138,26 +137,31 @@ def _train_latents(arguments: argparse.Namespace) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    named = {}
-    if arguments.task is not None:
-        named = {"shop_share": PretrainConfig.shop_share if arguments.task == "shop" else 0.0}
+    named: dict[str, Any] = {}
+    if arguments.learnt in ("shop", "product"):  # one world, in two shares
+        share = PretrainConfig.shop_share if arguments.learnt == "shop" else 0.0
+        named = {"task": "shop", "shop_share": share}
+    elif arguments.learnt is not None:
+        named = {"task": arguments.learnt}
     config = _settings(arguments, BASES["pretrain"], **named)
     _need_new(arguments.output)
     from i2b_lpo.evaluation.measuring import evaluate
     from i2b_lpo.model.policy import make_policy, save_policy
     from i2b_lpo.model.sampling import Sampling
-    from i2b_lpo.tasks.loading import load_task
+    from i2b_lpo.tasks.loading import load_examples, load_task
     from i2b_lpo.training.pretraining import build_model, build_tokenizer, pretrain
 
+    load_examples(config.task)  # refuses a task without any
     output = _new_folder(arguments.output)
-    # The tokenizer knows the words of both tasks, so that the policy can continue with the other.
-    tokenizer = build_tokenizer(PretrainConfig(seed=config.seed))
+    # It knows the words of shop and product, so that the policy can continue with the other.
+    tokenizer = build_tokenizer(PretrainConfig(task=config.task, seed=config.seed))
     model = build_model(tokenizer, seed=config.seed)
     pretrain(model, tokenizer, config)
     policy = make_policy(model, tokenizer, name=str(output))
     save_policy(policy, output)
     write_run(config, output, "pretrain")
-    task = load_task("shop" if config.shop_share else "product")
+    bundled = "shop" if config.shop_share else "product"
+    task = load_task(bundled if config.task == "shop" else config.task)
     questions = task.questions("validation", 100, seed=0)
     print(evaluate(policy, task, questions, sampling=Sampling(160), seed=config.seed)[0])
     print(f"Policy: {output}")
@@ -203,13 +207,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _policy_and_task(settings: EvaluateConfig | SampleConfig) -> tuple[Any, Any]:
     """Load both; the task comes without the questions that are too long."""
     from i2b_lpo.model.policy import load_policy
-    from i2b_lpo.tasks.loading import without_long_prompts
+    from i2b_lpo.tasks.task import without_long_prompts
 
     task = _task(settings)
     policy = load_policy(settings.policy, device=settings.device)
     return policy, without_long_prompts(
         task,
-        lambda question: len(policy.prompt_ids(question.text)),
+        lambda question: len(policy.prompt_ids(question)),
         max_prompt_tokens=settings.rollout.max_prompt_tokens,
     )
 
@@ -251,26 +255,11 @@ def _rollout(arguments: argparse.Namespace) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     asked = (arguments.preset, arguments.method, arguments.config, arguments.sets)
-    if any(asked):
-        print(to_toml(_settings(arguments, preset(arguments.preset or "tiny"))), end="")
-        return
-    import accelerate
-    import torch
-    import transformers
-
-    from i2b_lpo.model.policy import BUNDLED, asset_path
-    from i2b_lpo.tasks.loading import BENCHMARKS
-
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    print(
-        f"i2b-lpo {i2b_lpo.__version__}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, accelerate {accelerate.__version__}\n"
-        f"processor cores {os.cpu_count()}, torch threads {torch.get_num_threads()}, GPU {cuda}\n"
-        f"tasks: shop, product (bundled), {', '.join(BENCHMARKS)} (Hugging Face hub)\n"
-        f"presets: {', '.join(PRESETS)}\nbundled policies:"
-    )
-    for name, what in BUNDLED.items():
-        print(f"  {name}: {what} ({asset_path(name)})")
+    if arguments.toml or any(asked):
+        run = _settings(arguments, preset(arguments.preset or "tiny"))
+        print(to_toml(run) if arguments.toml else summary(run), end="")
+    else:
+        print(installed(), end="")
 
 
 def _course(name: str) -> Path:

@@ -37,7 +37,7 @@ from transformers.utils import logging
 import i2b_lpo
 from i2b_lpo.config import CheckpointConfig, RunConfig, TourConfig, options, refuse_old, write_run
 from i2b_lpo.evaluation.measuring import Evaluation, evaluate
-from i2b_lpo.method.methods import with_method
+from i2b_lpo.method.methods import METHODS, with_method
 from i2b_lpo.model.policy import Policy, load_policy, save_policy
 from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.model.steering import load_steering
@@ -53,7 +53,7 @@ __all__ = ["tour"]
 
 BASE, *TRAINED = NAMES
 GRPO, OURS = TRAINED
-FOLDERS = dict(zip(TRAINED, ("grpo", "i2b-lpo"), strict=True))  # also the names of the methods
+FOLDERS = {METHODS[name].title: name for name in ("grpo", "i2b-lpo")}
 FIRST_STEP = "traces_first_step.jsonl"
 POLICIES = "policies"  # folder of GRPO's policies, step-1 and so on
 SHOWN = (
@@ -255,7 +255,7 @@ def _train(config: RunConfig, output: Path, sender: Connection[Any, Any], keep: 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # The parent draws the bars; tqdm's own lock would outlive us if we are terminated.
     tqdm.std.tqdm.set_lock(threading.RLock())
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     torch.set_num_threads(1)
 
     def tell(learner: Learner, record: StepRecord) -> None:

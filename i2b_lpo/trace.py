@@ -43,13 +43,27 @@ def is_correct(reward: float | None) -> bool:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its verified answer `a`. `level` 0 means that the source gives no level."""
+    """A question with its verified answer `a`.
+
+    Attributes:
+        level: 0 means that the source gives no level.
+        domain: how it is asked and judged, an entry of `i2b_lpo.tasks.DOMAINS`.
+        checks: what the domain judges with besides the answer, such as unit tests.
+    """
 
     id: str
     text: str
     answer: str
     task: str = ""
     level: int = 0
+    domain: str = "maths"
+    checks: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict; a domain and checks only where they aren't the usual ones."""
+        row = dataclasses.asdict(self)
+        usual = {"domain": "maths", "checks": ""}
+        return {name: value for name, value in row.items() if usual.get(name) != value}
 
 
 @dataclass(frozen=True)
@@ -198,7 +212,7 @@ class Trace:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `Trace.from_json` gives back an equal record."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"question": self.question.to_json()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Trace:

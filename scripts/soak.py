@@ -107,7 +107,7 @@ def digest(record: StepRecord) -> str:
 def work(config: RunConfig, folder: Path, resume: bool) -> None:
     """Train in `folder`; adds each step's digest and at last that of weights and moments to log."""
     torch.set_num_threads(1)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
 
     def write(name: str, found: str) -> None:
         with (folder / "log").open("a") as log:

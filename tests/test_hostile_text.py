@@ -232,7 +232,8 @@ def template() -> str:
 
 
 def figure_of(view: View) -> dict[str, Any]:
-    return json.loads(view.figure.to_json())
+    found: dict[str, Any] = json.loads(view.figure.to_json())
+    return found
 
 
 def check_figure(view: View) -> str:

@@ -31,7 +31,7 @@ from i2b_lpo.config import (
 from i2b_lpo.method.methods import with_method
 from i2b_lpo.model.policy import load_policy
 from i2b_lpo.tasks.loading import load_task
-from i2b_lpo.tour import FIRST_STEP, POLICIES, _forget, nearest_step, train_side_by_side
+from i2b_lpo.tour import FIRST_STEP, POLICIES, _forget, nearest_step, run_of, train_side_by_side
 from i2b_lpo.trace import read_traces
 from i2b_lpo.training.learner import Learner
 from i2b_lpo.training.loop import train
@@ -54,7 +54,7 @@ def settings_of(home: Path, steps: int = 2) -> TourConfig:
 
 def both(home: Path, steps: int = 2) -> dict[str, RunConfig]:
     settings = settings_of(home, steps)
-    return {"GRPO": settings.run("grpo"), "I²B-LPO": settings.run("i2b-lpo")}
+    return {"GRPO": run_of(settings, "grpo"), "I²B-LPO": run_of(settings, "i2b-lpo")}
 
 
 def without_seconds(rows: list[dict[str, float]]) -> list[dict[str, float]]:

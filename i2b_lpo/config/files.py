@@ -2,7 +2,7 @@
 
 A setting has one dotted name everywhere: `grpo.micro_tokens` is `RunConfig.grpo.micro_tokens`, the
 key `micro_tokens` under `[grpo]` in a file, and `--set grpo.micro_tokens=2048`. What is given later
-counts:
+counts::
 
     preset  <  --config  <  named options (--steps, --method, …)  <  --set
 
@@ -36,6 +36,7 @@ from i2b_lpo.infra.secrets import REDACTED, redact
 __all__ = ["RUN", "compose", "names", "options", "read_run", "refuse_old", "to_toml", "write_run"]
 
 RUN = "run.toml"
+"""The file of a run's folder that repeats it."""
 OLD = "config.json"  # what a version before 0.1 wrote in its place
 UNTOLD = "0.1"  # the last version that didn't write its own number
 

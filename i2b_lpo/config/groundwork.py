@@ -88,7 +88,9 @@ class PretrainConfig:
     """How the base policy is trained. Scheduled by steps, so a slow machine gets the same policy.
 
     Attributes:
-        shop_share: share of shopping questions; the rest are single products.
+        task: the source of solved examples: `shop`, or another task that has some.
+        shop_share: for the task `shop`, the share of shopping questions; the rest are single
+            products.
         steps, tokens: optimizer steps, and tokens (prompt and solution) in each.
         muon_lr: learning rate of the matrices (torch.optim.Muon).
         adamw_lr: learning rate of embeddings and norms.
@@ -97,6 +99,7 @@ class PretrainConfig:
         warmup, decay: shares of the steps with rising and falling rate; constant between.
     """
 
+    task: str = "shop"
     shop_share: float = 0.75
     steps: int = 2000
     tokens: int = 2300
@@ -120,3 +123,7 @@ class PretrainConfig:
         for name in ("muon_lr", "adamw_lr"):
             value = getattr(self, name)
             need(0 < value < 1, f"{name} is {value}; give a number between 0 and 1.")
+
+    def idle(self) -> dict[str, str]:
+        """The settings that change nothing beside the others → why."""
+        return {} if self.task == "shop" else {"shop_share": f"it is of shop, not {self.task}"}

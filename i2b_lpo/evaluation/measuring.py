@@ -31,10 +31,9 @@ from i2b_lpo.method.metrics import (
 from i2b_lpo.model.policy import Policy
 from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.rollouts import Reward, roll_out
-from i2b_lpo.tasks.loading import Task
+from i2b_lpo.tasks.domains import domain_named
+from i2b_lpo.tasks.task import Task
 from i2b_lpo.trace import Question, Rollout, Trace
-from i2b_lpo.verify.references import extract_boxed
-from i2b_lpo.verify.verdict import equivalent
 
 __all__ = [
     "EntropyProfile",
@@ -160,14 +159,18 @@ def _accuracy(trace: Trace, greedy: Rollout | None) -> dict[str, float]:
     powers = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= n]
     row = {} if greedy is None else {"greedy": float(greedy.correct)}
     row |= {f"pass@{k}": pass_at_k(n, right, k) for k in powers}
-    answers = [extract_boxed(r.text) for r in trace.rollouts]
+    domain, gold = domain_named(trace.question.domain), trace.question.answer
+    answers = [domain.extract(r.text) for r in trace.rollouts]
+    right_ones = {a for a, r in zip(answers, trace.rollouts, strict=True) if r.correct}
     # An answer that couldn't be decided once would cost its whole time limit with every other one.
     hopeless = {a for a, r in zip(answers, trace.rollouts, strict=True) if r.reason in UNDECIDED}
 
     def same(a: str, b: str) -> bool:
-        return a == b or (hopeless.isdisjoint((a, b)) and equivalent(a, b))
+        if a == gold:  # whether b is right was its verdict: a domain may know more than one answer
+            return b in right_ones
+        return a == b or (hopeless.isdisjoint((a, b)) and domain.equivalent(a, b))
 
-    row[f"maj@{n}"] = maj_at_k(answers, trace.question.answer, n, same)
+    row[f"maj@{n}"] = maj_at_k(answers, gold, n, same)
     return row
 
 

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 Scale = Literal["std", "none"]
+"""Divisor of the advantages, see `advantages`."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def overlong_penalty(lengths: Tensor, max_length: int, cache: int) -> Tensor:
     L_max − L_cache tokens, then falling in a line to −1 at L_max.
 
     Args:
-        lengths: |y|, new tokens per response, any shape.
+        lengths: ``|y|``, new tokens per response, any shape.
         max_length: L_max, in tokens.
         cache: L_cache, width of the soft zone, in tokens, between 1 and `max_length`.
 

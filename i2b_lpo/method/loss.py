@@ -19,6 +19,7 @@ from torch import Tensor
 __all__ = ["PolicyLoss", "Reduction", "loss_normaliser", "policy_loss"]
 
 Reduction = Literal["token", "sequence", "constant"]
+"""Denominator of the loss, see `loss_normaliser`."""
 
 _MAX_LOG_RATIO = 20.0
 """Far beyond every clip; a larger ratio could overflow, and its zero gradient become NaN."""
@@ -143,8 +144,8 @@ def policy_loss(
               + \alpha A_{it} H_{it} \Big\}, \quad \rho = \pi_\theta / \pi_{old}
 
     METHOD §6 [C]: token mean (D = Σ|m|, n_i = 1), gradient of the self-reward term through H
-    only. With ``sequence`` n_i = |m_i| and D is the number of sequences; with ``constant`` n_i = 1
-    and D = L·B (see `loss_normaliser`). Where A < 0 the surrogate is at least
+    only. With ``sequence`` n_i = ``|m_i|`` and D is the number of sequences; with ``constant``
+    n_i = 1 and D = L·B (see `loss_normaliser`). Where A < 0 the surrogate is at least
     ``dual_clip``·A. Entries with m = 0 never matter, whatever stands there.
 
     Micro-batches whose `normaliser` is the whole batch's add up to the whole batch's loss.

@@ -239,7 +239,7 @@ def policy_logprobs(
             "completion_mask marks a token on padding or with no token before it; mark only new "
             "tokens that follow a prompt token."
         )
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise ValueError(
             "policy_logprobs needs a model whose head is one matrix without bias, as in Qwen2 and "

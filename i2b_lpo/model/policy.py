@@ -20,10 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from i2b_lpo.infra.files import inside
 from i2b_lpo.infra.secrets import redact
 from i2b_lpo.infra.weights import check_sums, check_weights, replaced
+from i2b_lpo.tasks.domains import domain_named
+from i2b_lpo.tasks.maths import BOXED_INSTRUCTION
 from i2b_lpo.trace import Question
 
 __all__ = [
-    "BOXED_INSTRUCTION",
     "BUNDLED",
     "Policy",
     "asset_path",
@@ -37,8 +38,7 @@ BUNDLED = {
     "tiny-base": "the bundled policy before reinforcement learning",
     "tiny-grpo": "the same policy after GRPO to its plateau (collapsed)",
 }
-BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
-"""What Qwen's own model cards ask for in mathematics; the bundled policies need no instruction."""
+"""The policies that come with the package, and what each is."""
 
 ARCHITECTURES = ("qwen2", "qwen3")
 INSTRUCTION_FILE = "instruction.txt"  # stored with the weights: a saved policy is asked alike
@@ -55,7 +55,8 @@ class Policy:
         eos_ids: tokens that end a trajectory: the tokenizer's, the generation config's, and what
             the chat template writes after an assistant's turn. Base models need the last: Qwen2.5's
             end a turn with ``<|im_end|>``, which neither of the others names.
-        instruction: appended to each question, after a blank line; "" for none.
+        instruction: appended to each question, after a blank line; "" for none. The default,
+            `BOXED_INSTRUCTION`, is for mathematics: questions of another domain get their own.
         warned: past warnings, so that each is given once.
     """
 
@@ -73,8 +74,10 @@ class Policy:
         """Where the model is."""
         return torch.device(self.model.device)
 
-    def prompt_ids(self, question: str) -> list[int]:
+    def prompt_ids(self, question: str | Question) -> list[int]:
         """Token ids of the chat prompt for `question`, ready for the first new token.
+
+        A bare text is a question of mathematics.
 
         A question is plain text: if it contains something that reads as a special token, such as
         ``<|im_end|>``, its characters are encoded, so that it can't end its turn or open another.
@@ -84,7 +87,12 @@ class Policy:
             ValueError: the tokenizer can't encode those characters, or the chat template doesn't
                 write the question as it is.
         """
-        content = f"{question}\n\n{self.instruction}" if self.instruction else question
+        instruction = self.instruction
+        if isinstance(question, Question):
+            if instruction == BOXED_INSTRUCTION:
+                instruction = domain_named(question.domain).instruction
+            question = question.text
+        content = f"{question}\n\n{instruction}" if instruction else question
         prompt = self._rendered(content)
         if not self._special_in(content):
             return self._encoded(prompt)
@@ -118,7 +126,7 @@ class Policy:
                 "as plain text.",
                 stacklevel=2,
             )
-        prompts = [self.prompt_ids(question.text) for question in asked]
+        prompts = [self.prompt_ids(question) for question in asked]
         room = self.model.config.max_position_embeddings
         for question, prompt in zip(asked, prompts, strict=True):
             if len(prompt) + max_new_tokens > room:
@@ -181,7 +189,8 @@ def load_policy(
         device: where to put it.
         dtype: default float32 on a CPU (also for the bundled weights, stored in bfloat16), else
             bfloat16.
-        instruction: default none for the bundled policies, `BOXED_INSTRUCTION` for all others.
+        instruction: default none for the bundled policies, for all others `BOXED_INSTRUCTION`,
+            which stands for what the domain of a question asks for.
 
     Raises:
         ValueError: unknown name, an architecture other than Qwen2 / Qwen3, weights that are

@@ -21,8 +21,8 @@ import torch
 
 from i2b_lpo.model.logprobs import row_logprobs
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.tasks.domains import judge
 from i2b_lpo.trace import Question, Rollout, Trace
-from i2b_lpo.verify.verdict import verify_batch
 
 __all__ = ["FOUR", "PREFIX", "QUESTION", "teacher_force"]
 
@@ -33,6 +33,7 @@ QUESTION = Question(
     task="shop",
     level=1,
 )
+"""The question of the running example."""
 
 PREFIX = "Split 14\n23*10=230\n23*4=92\n230+92=322\n"
 """What the four have in common: 23*14 = 322. The fork comes next: how to solve 37*6?"""
@@ -43,6 +44,7 @@ FOUR: tuple[str, ...] = (
     PREFIX + "Guess 242\n322+242=564\n\\boxed{564}",
     PREFIX + "Factor 6\n37*2=74\n74*3=222\n322+222=544\n\\boxed{544}",
 )
+"""Its four written solutions, two of them right."""
 
 
 @torch.no_grad()
@@ -62,7 +64,7 @@ def teacher_force(policy: Policy, question: Question, texts: Sequence[str]) -> T
     """
     if not texts:
         raise ValueError("There is nothing to read; give at least one text.")
-    prompt = policy.prompt_ids(question.text)
+    prompt = policy.prompt_ids(question)
     end = policy.tokenizer.eos_token_id
     rows = [[*policy.tokenizer.encode(text, add_special_tokens=False), end] for text in texts]
     width = len(prompt) + max(map(len, rows))
@@ -74,7 +76,7 @@ def teacher_force(policy: Policy, question: Question, texts: Sequence[str]) -> T
         )
     measured = row_logprobs(policy, [(prompt, row) for row in rows])
     logp, entropy = ([tuple(row.tolist()) for row in values] for values in measured)
-    verdicts = verify_batch([question.answer] * len(texts), texts)
+    verdicts = judge([question] * len(texts), texts)
     rollouts = [
         Rollout(
             ids=tuple(row),
@@ -84,7 +86,7 @@ def teacher_force(policy: Policy, question: Question, texts: Sequence[str]) -> T
             logprobs_t1=logp[at],
             text=text,
             finished=True,
-            reward=float(verdict.correct),
+            reward=float(verdict.reward),
             reason=verdict.reason,
         )
         for at, (row, text, verdict) in enumerate(zip(rows, texts, verdicts, strict=True))

@@ -11,8 +11,8 @@ from i2b_lpo.model.cache import KeyValues
 from i2b_lpo.model.decoding import Decoded, decode
 from i2b_lpo.model.policy import Policy
 from i2b_lpo.model.sampling import Sampling
+from i2b_lpo.tasks.domains import judge
 from i2b_lpo.trace import Question, Rollout, Trace
-from i2b_lpo.verify.verdict import verify_batch
 
 __all__ = ["Reward", "records", "roll_out", "sample", "verified"]
 
@@ -44,7 +44,7 @@ def roll_out(
         reward: replaces the verifier.
 
     Returns:
-        One trace per question; every rollout has `reward` 1.0 or 0.0 and the verdict's `reason`.
+        One trace per question; every rollout has the verdict's `reward`, 0 to 1, and `reason`.
     """
     if rollouts < 1:
         raise ValueError(f"rollouts is {rollouts}; give at least 1.")
@@ -124,8 +124,8 @@ def verified(traces: Sequence[Trace], reward: Reward | None = None) -> list[Trac
     if reward is not None:
         return [_rewarded(trace, reward) for trace in traces]
     verdicts = iter(
-        verify_batch(
-            [t.question.answer for t in traces for _ in t.rollouts],
+        judge(
+            [t.question for t in traces for _ in t.rollouts],
             [r.text for t in traces for r in t.rollouts],
         )
     )
@@ -134,7 +134,7 @@ def verified(traces: Sequence[Trace], reward: Reward | None = None) -> list[Trac
         rollouts = []
         for rollout in trace.rollouts:
             verdict = next(verdicts)
-            rollouts.append(replace(rollout, reward=float(verdict.correct), reason=verdict.reason))
+            rollouts.append(replace(rollout, reward=float(verdict.reward), reason=verdict.reason))
         judged.append(replace(trace, rollouts=tuple(rollouts)))
     return judged
 

@@ -22,7 +22,8 @@ from collections import Counter
 from collections.abc import Callable
 from operator import add, mul, sub
 
-from i2b_lpo.tasks.shop import STRATEGIES, Problem, label, write_solution
+from i2b_lpo.tasks.labels import label
+from i2b_lpo.tasks.shop import STRATEGIES, Problem, write_solution
 
 __all__ = ["KINDS", "LOOP", "build", "failure_mode"]
 

@@ -31,7 +31,7 @@ from i2b_lpo.config import flat
 from i2b_lpo.infra.files import staged
 from i2b_lpo.infra.secrets import redact
 from i2b_lpo.infra.weights import file_sum
-from i2b_lpo.tasks.loading import Task
+from i2b_lpo.tasks.task import Task
 from i2b_lpo.training.learner import Learner
 from i2b_lpo.training.processes import gathered, scatter_like
 

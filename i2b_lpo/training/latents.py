@@ -28,7 +28,7 @@ from i2b_lpo.model.policy import Policy
 from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.model.steering import Steering, embed_pairs, new_steering
 from i2b_lpo.rollout.rollouts import roll_out
-from i2b_lpo.tasks.loading import Task
+from i2b_lpo.tasks.task import Task
 from i2b_lpo.trace import Question, Trace
 
 __all__ = [
@@ -264,7 +264,7 @@ def _steer(
 
 def _step(optimizer: torch.optim.Optimizer, result: Elbo) -> None:
     optimizer.zero_grad(set_to_none=True)
-    result.loss.backward()  # type: ignore[no-untyped-call]
+    result.loss.backward()
     for group in optimizer.param_groups:
         torch.nn.utils.clip_grad_norm_(group["params"], 10.0)
     optimizer.step()

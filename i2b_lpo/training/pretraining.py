@@ -1,4 +1,4 @@
-"""Teach a small policy the bundled task from scratch, by next-token prediction.
+"""Teach a small policy a task from scratch, by next-token prediction.
 
 It learns from written solutions, before reinforcement learning. This makes the bundled base policy
 (`scripts/`), and you can train the single-product warm-up in minutes. Packing, mixed precision,
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -19,12 +20,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from i2b_lpo.config import PretrainConfig
-from i2b_lpo.tasks.shop import (
-    parse_problem,
-    product_questions,
-    shop_questions,
-    write_solution,
-)
+from i2b_lpo.tasks.loading import load_examples
+from i2b_lpo.tasks.shop import shop_examples
+from i2b_lpo.tasks.task import Example
 
 __all__ = ["PretrainConfig", "build_model", "build_tokenizer", "pretrain"]
 
@@ -41,17 +39,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def _examples(config: PretrainConfig, rng: random.Random) -> Iterator[tuple[str, str, str]]:
+def _examples(config: PretrainConfig, rng: random.Random) -> Iterator[Example]:
     """Endless (question, any solution, solution by habit) of the train split."""
-    shop, product = shop_questions("train", rng), product_questions("train", rng)
-    while True:
-        question = next(shop if rng.random() < config.shop_share else product)
-        problem = parse_problem(question.text)
-        yield (
-            question.text,
-            write_solution(problem, rng, by_habit=False),
-            write_solution(problem, rng),
-        )
+    shop = partial(shop_examples, share=config.shop_share)
+    return (shop if config.task == "shop" else load_examples(config.task))(rng)
 
 
 def build_tokenizer(config: PretrainConfig, vocab_size: int = 512) -> PreTrainedTokenizerFast:
@@ -73,7 +64,7 @@ def build_tokenizer(config: PretrainConfig, vocab_size: int = 512) -> PreTrained
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",

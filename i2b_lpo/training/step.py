@@ -32,7 +32,7 @@ from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.branching import grow_trees
 from i2b_lpo.rollout.rollouts import Reward
 from i2b_lpo.rollout.scoring import filter_traces, score_traces
-from i2b_lpo.tasks.loading import Task
+from i2b_lpo.tasks.task import Task
 from i2b_lpo.trace import Trace
 from i2b_lpo.training.batch import trajectories_of
 from i2b_lpo.training.learner import Learner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["extract_boxed", "gold_answer", "gsm8k_gold", "unboxed"]
+__all__ = ["box_begins", "extract_boxed", "gold_answer", "gsm8k_gold", "unboxed"]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)")
 _SPACE = re.compile(r"\s*+")
@@ -51,6 +51,20 @@ def extract_boxed(text: str) -> str | None:
                         last = (filled, begin, end)
                 depth -= 1
     return None if last is None else text[last[1] : last[2]]
+
+
+def box_begins(text: str) -> int | None:
+    r"""Where the answer that is verified begins: the last balanced box, or else an open one.
+
+    Example:
+        >>> box_begins(r"so \boxed{3}"), box_begins("so 3")
+        (3, None)
+    """
+    last = at = text.rfind(r"\boxed")
+    while at >= 0 and extract_boxed(text[at:]) is None:
+        at = text.rfind(r"\boxed", 0, at)
+    at = last if at < 0 else at
+    return None if at < 0 else at
 
 
 def unboxed(answer: str) -> str:

@@ -10,13 +10,50 @@ is needed there.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from importlib import import_module
+from itertools import pairwise
 from typing import Any, Literal
 
-__all__ = ["compare"]
+__all__ = ["against", "compare", "prepare"]
 
 DECIMAL_TOLERANCE = 1e-6  # relative: how close a decimal answer must come to an irrational one
 _JOINT = re.compile(r"\\text\{(and|or)\}")
+
+# Compared, each with the next, before the first request: this fills the parser's tables with the
+# usual forms of an answer, and every fork inherits them. The first two are equal, as a check.
+WARM_UP = (
+    r"\frac{\sqrt{3}}{2}",
+    r"\frac{3}{2\sqrt3}",
+    r"-\frac{2\pi}{3}+1",
+    r"\left(3,\frac{\pi}{2}\right)",
+    r"(-\infty,2)\cup(3,4]",
+    r"(-1,6)",
+    r"\begin{pmatrix}-1/2&\sqrt{3}\\0&1\end{pmatrix}",
+    r"y=2x+3",
+    r"2x-y+3=0",
+    r"3-2i,-2,\sqrt[3]{4}",
+    r"\{1\pm\sqrt{5},-2\}",
+    r"10x\sqrt{21x}",
+    r"(x-1)^3(x+1)",
+    r"x^2-3x+2",
+    r"\cos^2\alpha",
+    r"-2\le x\le 7",
+    r"[-2,7]",
+    r"x\ge 3\text{or}x<1",
+)
+
+
+def prepare() -> None:
+    """Import math-verify and fill its parser's tables; raises if it is none that can compare."""
+    outcomes = [compare(gold, answer) for gold, answer in pairwise(WARM_UP)]
+    if outcomes[0] != "correct":
+        raise RuntimeError(f"it finds {WARM_UP[0]} and {WARM_UP[1]} {outcomes[0]}")
+
+
+def against(gold: str) -> Callable[[str], str]:
+    """What says of an answer whether it means the same as `gold`."""
+    return lambda answer: compare(gold, answer)
 
 
 def compare(gold: str, answer: str) -> Literal["correct", "wrong", "unparsable"]:

@@ -46,13 +46,13 @@ import math
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
+from i2b_lpo.trace import is_correct
 from i2b_lpo.verify.answers import Form, form_of, is_prose
 from i2b_lpo.verify.pool import shared_pool
 from i2b_lpo.verify.references import extract_boxed, gold_answer, gsm8k_gold, unboxed
 from i2b_lpo.verify.stage_one import stage_one
-from i2b_lpo.verify.worker import Outcome
 
 __all__ = [
     "Reason",
@@ -66,7 +66,8 @@ __all__ = [
     "verify_batch",
 ]
 
-Reason = Literal["correct", "wrong", "no_answer", "unparsable", "timeout", "too_long"]
+Reason = Literal["correct", "partly", "wrong", "no_answer", "unparsable", "timeout", "too_long"]
+"""Why a verdict is what it is, see `Verdict`."""
 
 MAX_CHARACTERS = 2000  # of an answer; the longest among MATH's 8,000 has 159
 
@@ -76,16 +77,23 @@ class Verdict:
     r"""The judgement of one answer.
 
     Attributes:
-        correct: whether the answer equals the gold answer; the reward is ``float(correct)``.
-        reason: ``correct``; ``wrong``; ``no_answer``: no balanced box, or only empty boxes;
-            ``unparsable``: not LaTeX that math-verify can read; ``timeout``: more time or memory
-            than a comparison may take; ``too_long``: more than `max_characters`.
+        reward: R, 1 for a right answer and 0 for a wrong one; some domains give partial rewards.
+        reason: ``correct``; ``partly``: a partial reward; ``wrong``; ``no_answer``: no balanced
+            box, or only empty boxes; ``unparsable``: not LaTeX that math-verify can read;
+            ``timeout``: more time or memory than a comparison may take; ``too_long``: more than
+            `max_characters`. Boxes and LaTeX are for mathematics; other domains say what
+            replaces them.
         answer: the content of the last balanced box as written, None if there is none.
     """
 
-    correct: bool
+    reward: float
     reason: Reason
     answer: str | None
+
+    @property
+    def correct(self) -> bool:
+        """Whether the reward says that the answer is right (`i2b_lpo.trace.is_correct`)."""
+        return is_correct(self.reward)
 
 
 def verify(
@@ -112,7 +120,7 @@ def verify(
 
     Example:
         >>> verify("18", r"so she makes \boxed{\$18.00} a day")
-        Verdict(correct=True, reason='correct', answer='\\$18.00')
+        Verdict(reward=1.0, reason='correct', answer='\\$18.00')
         >>> verify("18", "so she makes 18 dollars").reason
         'no_answer'
     """
@@ -180,7 +188,7 @@ def verify_batch(
     )
     reasons: list[Reason] = [next(decided) if reason is None else reason for reason in early]
     return [
-        Verdict(reason == "correct", reason, answer)
+        Verdict(float(reason == "correct"), reason, answer)
         for reason, answer in zip(reasons, answers, strict=True)
     ]
 
@@ -261,14 +269,14 @@ def _gold_form(gold: str, max_characters: int) -> Form:
 
 def _decide(pairs: Sequence[tuple[Form, Form]], timeout: float) -> list[Reason]:
     reasons: list[Reason | None] = []
-    undecided: dict[tuple[str, str], Outcome] = {}
+    undecided: dict[tuple[str, str], Reason] = {}
     for gold, answer in pairs:
         equal = stage_one(gold, answer)
         reasons.append(None if equal is None else "correct" if equal else "wrong")
         if equal is None:
             undecided[_for_stage_two(gold, answer)] = "timeout"
     if undecided:
-        outcomes = shared_pool().compare_many(list(undecided), timeout)
+        outcomes = cast(list[Reason], shared_pool().compare_many(list(undecided), timeout))
         undecided = dict(zip(undecided, outcomes, strict=True))
     return [
         reason or undecided[_for_stage_two(gold, answer)]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from i2b_lpo.config import RunConfig
     from i2b_lpo.model.policy import Policy
     from i2b_lpo.model.steering import Steering
-    from i2b_lpo.tasks.loading import Task
+    from i2b_lpo.tasks.task import Task
     from i2b_lpo.training.learner import Learner
     from i2b_lpo.training.step import StepRecord
 

@@ -43,7 +43,7 @@ from i2b_lpo.config import (
     write_run,
 )
 from i2b_lpo.method.methods import METHODS, with_method
-from i2b_lpo.tasks.loading import BENCHMARKS
+from i2b_lpo.tasks.benchmarks import BENCHMARKS
 from i2b_lpo.tour import run_of
 from i2b_lpo.training.loop import train
 
@@ -453,7 +453,7 @@ def test_a_pretraining_writes_its_file(
 
 def test_info_writes_a_file_that_trains(home: Path, tmp_path: Path, capsys: Capture) -> None:
     words = ("--preset", "qwen2.5-7b", "--method", "i2b-lpo", "--set", "rollout.batch=7")
-    assert run("info", *words) == 0
+    assert run("info", *words, "--toml") == 0
     (tmp_path / "mine.toml").write_text(capsys.readouterr().out, encoding="utf-8")
     expected = with_method(preset("qwen2.5-7b"), "i2b-lpo")
     expected = replace(expected, rollout=replace(expected.rollout, batch=7))
@@ -555,7 +555,7 @@ def spoken() -> list[tuple[str, str]]:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append((file.name, node.value))
             elif isinstance(node, ast.JoinedStr):
-                parts = (p.value if isinstance(p, ast.Constant) else "…" for p in node.values)
+                parts = (str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values)
                 found.append((file.name, "".join(parts)))
     return found
 

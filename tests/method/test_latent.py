@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
@@ -235,7 +236,7 @@ def test_half_precision_embeddings_are_taken() -> None:
 )
 def test_bad_embeddings_are_refused(bad: Tensor) -> None:
     made, good = model(), embeddings(2)
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: made.prior(bad),
         lambda: made.posterior(bad, good),
         lambda: made.posterior(good, bad),

@@ -153,7 +153,7 @@ def test_numbers_equal_a_teacher_forced_pass(
         for name, want in expected.items():
             got = getattr(decoded, name)[at]
             torch.testing.assert_close(
-                got[: len(new)].double(), want, atol=tolerance, rtol=0, msg=lambda m, n=name: n + m
+                got[: len(new)].double(), want, atol=tolerance, rtol=0, msg=name.__add__
             )
             assert not got[len(new) :].any(), f"{name} is not 0 on padding"
     assert decoded.mask.sum(1).tolist() == decoded.lengths.tolist()
@@ -413,6 +413,8 @@ def test_the_roomy_cache_equals_the_dynamic_cache(seed: int) -> None:
             roomy.crop(-remove)
             plain.crop(-remove)
         assert roomy.get_seq_length() == plain.get_seq_length()
+        mine: Any
+        theirs: Any
         for mine, theirs in zip(roomy.layers, plain.layers, strict=True):
             assert torch.equal(mine.keys, theirs.keys)
             assert torch.equal(mine.values, theirs.values)

@@ -415,9 +415,10 @@ def token_by_token(
     """Log π of a row's tokens from its third on: each read by itself, γ(s) a number of Python's."""
     model, found = policy.model, []
     layers, cache = model.get_decoder().layers, DynamicCache()
+    kept: list[Any] = cache.layers
     model(input_ids=torch.tensor([row[:1]]), past_key_values=cache)
     if z.keys is not None and z.values is not None:
-        for at, layer in enumerate(cache.layers):
+        for at, layer in enumerate(kept):
             layer.keys = torch.cat([z.keys[at][:, :, None].double(), layer.keys], 2)
             layer.values = torch.cat([z.values[at][:, :, None].double(), layer.values], 2)
     for t in range(1, len(row) - 1):
@@ -855,7 +856,7 @@ def refused(policy: Policy, injection: Injection, message: str) -> None:
 @pytest.mark.parametrize(
     "changes", [{"hidden_size": 40}, {"num_hidden_layers": 2}, {"vocab_size": 777}], ids=str
 )
-def test_latents_of_a_policy_of_other_sizes_are_refused(name: str, changes: dict[str, int]) -> None:
+def test_latents_of_a_policy_of_other_sizes_are_refused(name: str, changes: dict[str, Any]) -> None:
     policy = policy_of()
     other = policy_of("qwen3", **changes)
     matters = {

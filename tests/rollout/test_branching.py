@@ -70,7 +70,8 @@ def steering_of(policy: Policy, fusion: str = "psa", strength: Strength = STRENG
 
 
 def config_of(**changes: Any) -> BranchConfig:
-    return BranchConfig(**{"branches": 2, "fraction": 0.4, "sampler": "independent"} | changes)
+    settings: dict[str, Any] = {"branches": 2, "fraction": 0.4, "sampler": "independent"}
+    return BranchConfig(**settings | changes)
 
 
 def grow(policy: Policy, config: BranchConfig, **changes: Any) -> list[Trace]:
@@ -157,7 +158,7 @@ class Watch:
         policy.model.register_forward_pre_hook(self.hook, with_kwargs=True)
 
     def branches(self, policy: Policy, prefixes: Any, *args: Any, **kwargs: Any) -> Decoded:
-        self.pending, self.branches = list(prefixes), kwargs["branches"]
+        self.pending, self.count = list(prefixes), kwargs["branches"]
         self.slot = int(kwargs["injection"] is not None and kwargs["injection"].keys is not None)
         self.decoded.append(decode_branches(policy, prefixes, *args, **kwargs))
         return self.decoded[-1]
@@ -183,7 +184,7 @@ class Watch:
             ]
             position = kwargs["position_ids"][at].tolist()
             rows.append({"ids": ids, "position": position, "states": [s.clone() for s in states]})
-        self.first.append((self.pending, self.branches, rows))
+        self.first.append((self.pending, self.count, rows))
         self.pending = None
 
 
@@ -794,7 +795,8 @@ def test_gathered_rows_are_padded_on_the_left_and_can_be_taken_out_again(
         own = rows[at // samples]
         assert mask[at].tolist() == [0] * (width - len(own)) + [1] * len(own)
     if slot:
-        for index, layer in enumerate(cache.layers):
+        layers: list[Any] = cache.layers
+        for index, layer in enumerate(layers):
             assert torch.equal(layer.keys[:, :, 0], z[0, index])
             assert torch.equal(layer.values[:, :, 0], z[1, index])
     if width + slot:
@@ -813,7 +815,8 @@ def test_taken_rows_are_copies_and_cropped_ones_views() -> None:
     assert len(row) == 3
     assert torch.equal(row.keys[0], states[0, 1, :, 1:4])
     assert torch.equal(row.values[0], states[1, 1, :, 1:4])
-    cache.layers[0].keys.zero_()
+    layer: Any = cache.layers[0]
+    layer.keys.zero_()
     assert row.keys.any()
     two = row.crop(2)
     assert len(two) == 2

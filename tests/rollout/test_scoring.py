@@ -124,13 +124,14 @@ def test_tokens_are_not_encoded_again(policy: Policy) -> None:
     letters = [policy.tokenizer.convert_tokens_to_ids(c) for c in "Split"]
     rest = policy.tokenizer.encode("\n\\boxed{1}", add_special_tokens=False)
     assert policy.tokenizer.encode("Split", add_special_tokens=False) != letters
+    nothing = (0.0,) * (len(letters) + len(rest))
     rollout = replace(
         written(policy, "x"),
         ids=(*letters, *rest),
         pieces=policy.pieces([*letters, *rest]),
-        **dict.fromkeys(
-            ("entropies", "logprobs", "logprobs_t1"), (0.0,) * (len(letters) + len(rest))
-        ),
+        entropies=nothing,
+        logprobs=nothing,
+        logprobs_t1=nothing,
     )
     assert reasoning_ids(policy, rollout) == (*letters, rest[0])
 

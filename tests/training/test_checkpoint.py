@@ -14,6 +14,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def go(
         with log.open("a") as file:
             file.write(" ".join(words) + "\n")
 
-    learners = []
+    learners: list[Learner] = []
 
     def note(learner: Learner, record: StepRecord) -> None:
         write(*digest(record))
@@ -403,7 +404,7 @@ def test_a_fusion_that_was_trained_is_saved_as_latents_also_after_a_stop(tmp_pat
         train(
             config, policy, FakeTask(), steering=replace(again, version=3, card={"kept": True}),
             reward=by_text, output=tmp_path / "parted", resume=resume,
-            stop=lambda stop=stop: stop, progress=False,
+            stop=partial(bool, stop), progress=False,
         )  # fmt: skip
     for file in ("steering.json", "steering.safetensors"):
         parted, whole = (tmp_path / run / "latents" / file for run in ("parted", "whole"))
@@ -628,9 +629,13 @@ def test_an_idle_setting_changes_no_number(name: str) -> None:
     for config in IDLE[name]:
         policy, steering = setting(config)
         records: list[StepRecord] = []
+
+        def keep(_: Learner, record: StepRecord, kept: list[StepRecord] = records) -> None:
+            kept.append(record)
+
         train(
-            replace(config, steps=2), policy, FakeTask(), steering=steering, progress=False,
-            on_step=lambda _, record, kept=records: kept.append(record),
+            replace(config, steps=2), policy, FakeTask(), steering=steering, on_step=keep,
+            progress=False,
         )  # fmt: skip
         weights = [p.tolist() for p in policy.model.parameters()]
         rows = [r for s in records for t in s.traces for r in t.rollouts]

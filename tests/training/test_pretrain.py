@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-import i2b_lpo.training.pretraining
-from i2b_lpo.tasks.shop import ITEMS, NAMES, STRATEGIES, Problem, label, parse_problem
+import i2b_lpo.tasks.shop
+from i2b_lpo.tasks.labels import label
+from i2b_lpo.tasks.shop import ITEMS, NAMES, STRATEGIES, Problem, parse_problem
 from i2b_lpo.training.pretraining import (
     PretrainConfig,
     _batches,
@@ -113,6 +114,10 @@ def documents(ids: Tensor, labels: Tensor, pad_id: int) -> Iterator[tuple[list[i
         yield row[:start], row[start:end]
 
 
+def text_of(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids))
+
+
 @pytest.mark.parametrize("shop_share", [0.0, 0.75, 1.0])
 def test_batches_hold_right_solutions_within_the_limit(
     shop_share: float, tokenizer: PreTrainedTokenizerFast
@@ -127,13 +132,13 @@ def test_batches_hold_right_solutions_within_the_limit(
             padding += ids.shape[1] - len(prompt) - len(solution)
             asked = re.fullmatch(
                 r"<\|im_start\|>user\n(.*)<\|im_end\|>\n<\|im_start\|>assistant\n",
-                tokenizer.decode(prompt),
+                text_of(tokenizer, prompt),
             )
             assert asked is not None
             problem = parse_problem(asked[1])
             assert problem.split == "train"
             assert solution[-1] == tokenizer.eos_token_id
-            found = label(problem, tokenizer.decode(solution[:-1]))
+            found = label(problem, text_of(tokenizer, solution[:-1]))
             assert found.well_formed
             assert all(step.right for step in found.steps)
             shop += len(problem.products) == 2
@@ -148,13 +153,13 @@ def test_habit_begins_after_its_share_of_the_steps(
     def marked(problem: Problem, rng: random.Random, *, by_habit: bool = True) -> str:
         return "habit" if by_habit else "practice"
 
-    monkeypatch.setattr(i2b_lpo.training.pretraining, "write_solution", marked)
+    monkeypatch.setattr(i2b_lpo.tasks.shop, "write_solution", marked)
     # A pool of 512 documents is made at once; here it lasts for at most four steps.
     config = PretrainConfig(steps=12, habit_from=0.5, tokens=8000)
     kinds: list[str] = []
     for ids, labels in some_batches(tokenizer, config, 12):
         found = {
-            tokenizer.decode(solution[:-1])
+            text_of(tokenizer, solution[:-1])
             for _, solution in documents(ids, labels, tokenizer.pad_token_id)
         }
         assert len(found) == 1

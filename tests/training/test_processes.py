@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_
 from transformers import AutoModelForCausalLM
 
-import i2b_lpo.rollout.rollouts
+import i2b_lpo.tasks.maths
 import i2b_lpo.training.learner
 import i2b_lpo.training.loop
 import i2b_lpo.training.step
@@ -160,7 +160,7 @@ def steps(accelerator: Accelerator, sharded: bool) -> dict[str, Any]:
         policy, config, steering=steering, accelerator=accelerator, sharded=sharded
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+        patch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
         records = [train_step(learner, FakeTask(), step) for step in range(2)]
     return {
         "traces": [r.traces for r in records],
@@ -210,7 +210,7 @@ def faults(accelerator: Accelerator, sharded: bool) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         if rank:
             patch.setattr(i2b_lpo.training.step, "reward_table", _no_reward)
-        patch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+        patch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
         found["reward"] = (*failure(lambda: train_step(learner, FakeTask(), 7)), same())
     if sharded:
         with unsharded(learner.scorer):
@@ -239,7 +239,7 @@ def halved(accelerator: Accelerator, sharded: bool) -> list[Any]:
 
 def _infinite_backward(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
     logp, entropy = policy_logprobs(*arguments, **named)
-    logp.register_hook(lambda gradient: gradient * float("inf"))  # type: ignore[no-untyped-call]
+    logp.register_hook(lambda gradient: gradient * float("inf"))
     return logp, entropy
 
 
@@ -305,7 +305,7 @@ def runs(folder: Path, sharded: bool) -> list[Any]:
         for at, end in enumerate(stops):
             policy = tiny_policy()
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+                patch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
                 history = train(
                     replace(config, steps=end), policy, FakeTask(), output=folder / name,
                     resume=at > 0, progress=False,
@@ -320,7 +320,7 @@ def latents(folder: Path, sharded: bool) -> TENSORS:
     policy, steering = policy_and_steering(torch.float32)
     config = replace(_trained(train_psa=True), steps=1, shard=sharded)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+        patch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
         train(config, policy, FakeTask(), steering=steering, output=folder, progress=False)
     return {n: gathered(p).detach() for n, p in steering.fusion.named_parameters()}
 
@@ -712,7 +712,7 @@ def train_on(folder: Path, fault: str) -> None:
 
     config = replace(setting(), questions=4, steps=100_000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+        patch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
         train(config, tiny_policy(), FakeTask(), on_step=on_step, progress=False)
 
 

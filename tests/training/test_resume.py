@@ -20,6 +20,7 @@ from tiny import tiny_policy
 
 import i2b_lpo.evaluation.measuring
 import i2b_lpo.rollout.rollouts
+import i2b_lpo.tasks.maths
 from i2b_lpo import cli
 from i2b_lpo.config import PRESETS, CheckpointConfig, RolloutConfig, RunConfig
 from i2b_lpo.evaluation.measuring import Evaluation, evaluate
@@ -29,6 +30,7 @@ from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.trace import Question, Trace
 from i2b_lpo.training.loop import train
+from i2b_lpo.verify.verdict import verify_batch
 
 Capture = pytest.CaptureFixture[str]
 QUESTIONS = load_task("shop").questions("validation", 5, seed=0)
@@ -138,13 +140,11 @@ def test_train_resumes_by_the_same_command(small: Path, capsys: Capture) -> None
 def test_a_signal_is_an_exit_code_and_a_sentence(
     small: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = i2b_lpo.rollout.rollouts.verify_batch
-
     def terminated(golds: Any, texts: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return real(golds, texts)
+        return verify_batch(golds, texts)
 
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", terminated)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", terminated)
     assert cli.main(["train", "--output", str(small / "run")]) == 128 + signal.SIGTERM
     said = capsys.readouterr().err
     assert "Stopped after 1 of 3 steps, saved in" in said and "--resume" in said
@@ -226,7 +226,7 @@ def fails(reward: Any, error: type[Exception], message: str) -> None:
 
 
 def test_a_reward_takes_the_place_of_the_verifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", None)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", None)
     asked: list[tuple[str, str]] = []
 
     def length(question: Question, text: str) -> float:

@@ -13,6 +13,7 @@ from test_train import LENGTH, FakeTask, by_chance, parameters, same_bits
 from tiny import tiny_policy
 
 import i2b_lpo.rollout.rollouts
+import i2b_lpo.tasks.maths
 import i2b_lpo.training.latents
 from i2b_lpo.config import LatentConfig
 from i2b_lpo.method.latent import Elbo, LatentModel, cluster_weights, selector_log_prob
@@ -40,7 +41,7 @@ CONFIG = LatentConfig(
 
 @pytest.fixture(autouse=True)
 def chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
 
 
 def examples_of(policy: Policy, config: LatentConfig = CONFIG) -> list[Example]:
@@ -234,11 +235,9 @@ def test_training_draws_rare_strategies_as_often_as_common_ones(
 def test_latents_are_a_first_training_unless_they_replace_others() -> None:
     policy = tiny_policy()
     config = replace(CONFIG, objective="selector")
-    versions = [
-        train_latents(policy, examples_of(policy), config, **given).version
-        for given in ({}, {"version": 3})
-    ]
-    assert versions == [1, 3]
+    examples = examples_of(policy)
+    assert train_latents(policy, examples, config).version == 1
+    assert train_latents(policy, examples, config, version=3).version == 3
 
 
 def test_too_few_examples_are_refused() -> None:
@@ -254,7 +253,7 @@ def test_settings_are_checked() -> None:
         ({"objective": "other"}, "choose steer or selector"),
     ):
         with pytest.raises(ValueError, match=message):
-            replace(CONFIG, **changes)  # type: ignore[arg-type]
+            replace(CONFIG, **changes)
 
 
 def test_batch_order_changes_nothing() -> None:

@@ -15,7 +15,7 @@ from test_train import LENGTH, QUESTIONS, FakeTask, by_chance, parameters, same_
 from tiny import tiny_policy
 from torch import Tensor
 
-import i2b_lpo.rollout.rollouts
+import i2b_lpo.tasks.maths
 import i2b_lpo.training.learner
 import i2b_lpo.training.loop
 import i2b_lpo.training.step
@@ -53,7 +53,7 @@ CONFIG = RunConfig(
 
 @pytest.fixture(autouse=True)
 def chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
 
 
 def policy_and_steering(
@@ -357,7 +357,7 @@ def test_the_weight_acts_on_the_surrogate_alone() -> None:
                 term = max(term, 3 * float(a[i])) if a[i] < 0 else term
                 total += float(weight[i, t]) * term + 0.25 * float(a[i] * entropy[i, t].detach())
     assert float(found) == pytest.approx(-total / int(mask.sum()), abs=1e-12)
-    found.backward()  # type: ignore[no-untyped-call]
+    found.backward()
     assert entropy.grad is not None
     expected = torch.where(mask.bool(), -0.25 * a[:, None] / int(mask.sum()), 0.0)
     torch.testing.assert_close(entropy.grad, expected)

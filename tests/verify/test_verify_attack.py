@@ -332,7 +332,7 @@ def test_any_text_goes_through_the_worker(answers: list[str]) -> None:
 def test_a_batch_that_hangs_takes_twice_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     slices: list[float] = []
 
-    def hang(self: Worker, gold: str, answer: str, limit: float) -> workers.Outcome:
+    def hang(self: Worker, gold: str, answer: str, limit: float) -> str:
         slices.append(limit)
         time.sleep(limit)
         return "timeout"
@@ -541,13 +541,20 @@ FAST_WORKER = """
 import sys, time
 from i2b_lpo.verify import worker
 
-def compare(gold, answer):
-    while answer.startswith("hang"):
-        time.sleep(600)
-    return "correct"
+class Judge:
+    def prepare(self):
+        pass
 
-worker.compare = compare
-worker.serve(forks=sys.argv[1] == "fork")
+    def against(self, gold):
+        return self.compare
+
+    def compare(self, answer):
+        while answer.startswith("hang"):
+            time.sleep(600)
+        return "correct"
+
+worker.load = lambda place: Judge()
+worker.serve(sys.argv[2], sys.argv[1])
 """
 
 
