@@ -14,6 +14,7 @@ import pytest
 import i2b_lpo
 from i2b_lpo import cli
 from i2b_lpo.config import PRESETS, RunConfig
+from i2b_lpo.tasks.domains import DOMAINS
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "tutorials"
@@ -33,6 +34,7 @@ PRINTED = {
         "control, the same reward for all: 0.0 gradient norm",
         "Split",
         "kept share of the branches: 0.67",
+        "[('correct', True), ('partly', False), ('no_answer', False)]",
     ),
     OWN_MODEL: (
         "my-qwen2 29984 parameters",
@@ -71,6 +73,7 @@ def test_the_code_runs_and_prints_what_it_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {"__name__": "guide"}
+    monkeypatch.setitem(DOMAINS, "letters", None)  # so that the guide's own is taken out again
     assert len(blocks(guide)) >= 5
     for number, block in enumerate(blocks(guide)):
         name = f"{guide.stem}, block {number}"
