@@ -94,7 +94,7 @@ def own_tokens(trees: Sequence[Trace]) -> list[list[int]]:
 def settings(policy: Policy, sampling: Sampling, tokens: int, samples: int = 1) -> GenerationConfig:
     """generate's settings: plain sampling from the whole vocabulary, or greedy."""
     drawn = {"temperature": sampling.temperature, "top_k": 0, "top_p": sampling.top_p}
-    return GenerationConfig(  # type: ignore[no-untyped-call]
+    return GenerationConfig(
         do_sample=sampling.temperature > 0,
         **(drawn if sampling.temperature > 0 else {}),
         max_new_tokens=tokens,

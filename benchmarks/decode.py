@@ -42,7 +42,7 @@ def contenders(
         assert drawn.mask.all() and drawn.ids.shape == shape, "ours drew another number of tokens"
 
     def generate(cache: str) -> Callable[[], object]:
-        settings = GenerationConfig(  # type: ignore[no-untyped-call]
+        settings = GenerationConfig(
             do_sample=True,
             temperature=1.0,
             top_k=0,

@@ -23,8 +23,8 @@ from _paired import REST, against, interleave, machine, report
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-import i2b_lpo.model.decoding as loop
-from i2b_lpo.model import Policy, load_policy
+import i2b_lpo.model.sampling
+from i2b_lpo.model import Decoded, Policy, Sampling, decode, load_policy
 from i2b_lpo.tasks import load_task
 
 REQUIRED = 1.05
@@ -40,27 +40,27 @@ def no_entropy(log_p: Tensor, _: Tensor) -> Tensor:
 
 def contenders(
     policy: Policy, prompts: Sequence[Sequence[int]], samples: int, tokens: int
-) -> dict[str, Callable[[], loop.Decoded]]:
+) -> dict[str, Callable[[], Decoded]]:
     """The loop with and without the entropy; the same random numbers each time."""
     endless = replace(policy, eos_ids=(-1,))
 
-    def run() -> loop.Decoded:
-        return loop.decode(
+    def run() -> Decoded:
+        return decode(
             endless,
             prompts,
-            loop.Sampling(tokens),
+            Sampling(tokens),
             rollouts=samples,
             generator=torch.Generator().manual_seed(0),
         )
 
-    def without() -> loop.Decoded:
-        with mock.patch.object(loop, "expected_surprisal", no_entropy):
+    def without() -> Decoded:
+        with mock.patch.object(i2b_lpo.model.sampling, "expected_surprisal", no_entropy):
             return run()
 
     return {WITH: run, WITHOUT: without}
 
 
-def check(works: dict[str, Callable[[], loop.Decoded]], shape: tuple[int, int]) -> None:
+def check(works: dict[str, Callable[[], Decoded]], shape: tuple[int, int]) -> None:
     """Both draw the same tokens with the same log-probs; one of them has entropies."""
     one, other = works[WITH](), works[WITHOUT]()
     assert one.mask.all() and one.ids.shape == shape, "another number of tokens was drawn"

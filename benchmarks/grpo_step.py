@@ -36,14 +36,14 @@ from _paired import Stopwatch, Times, machine, report
 from datasets import Dataset
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
+from trl import GRPOConfig, GRPOTrainer
 
-from i2b_lpo import train
+import i2b_lpo.training.step
 from i2b_lpo.config import RunConfig, preset
 from i2b_lpo.model import Policy, load_policy
 from i2b_lpo.tasks import Task, load_task
 from i2b_lpo.trace import Trace
-from i2b_lpo.training import Learner, build_learner
+from i2b_lpo.training import Learner, build_learner, train_step
 from i2b_lpo.verify import verify_batch
 
 RATIO = "seconds of ours / seconds of TRL's step, medians, natural mode"
@@ -56,7 +56,7 @@ def alternating(count: int) -> list[float]:
 
 
 def alternating_table(traces: Sequence[Trace], **_: Any) -> Tensor:
-    """In place of `train.reward_table`; the verdicts have been made by then."""
+    """In place of `reward_table`; the verdicts have been made by then."""
     return torch.tensor([alternating(len(trace.rollouts)) for trace in traces])
 
 
@@ -64,7 +64,7 @@ def alternating_table(traces: Sequence[Trace], **_: Any) -> Tensor:
 def constant_rewards(switch: bool) -> Iterator[None]:
     """Inside, `train_step` takes `alternating_table` for rewards if `switch` is on."""
     if switch:
-        with mock.patch.object(train, "reward_table", alternating_table):
+        with mock.patch.object(i2b_lpo.training.step, "reward_table", alternating_table):
             yield
     else:
         yield
@@ -112,7 +112,7 @@ class Pairing(TrainerCallback):
             mock.patch.dict(shared, sync_gradients=True, plugin_kwargs={}),
         ):
             self.ours.start()
-            record = train.train_step(self.learner, self.task, step)
+            record = train_step(self.learner, self.task, step)
             self.ours.stop()
         assert self.our_weights.moved(), "our step changed no weight"
         self.our_tokens.append(sum(len(r) for t in record.traces for r in t.rollouts))
@@ -262,7 +262,7 @@ def main() -> None:
     if args.questions * args.samples % args.trl_rows:
         parser.error("--trl-rows must divide questions × samples")
     torch.set_num_threads(args.threads)
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_verbosity_error()
     logging.getLogger("trl").setLevel(logging.ERROR)
     there = machine("trl", "accelerate")
 

@@ -109,7 +109,7 @@ def contenders(
 def check(name: str) -> None:
     """With γ_0 = 0 every fusion draws the plain branches (float64); with γ_0 = 1 none does."""
     exact = load_policy(name, instruction="", dtype=torch.float64)
-    prefixes = forked(exact, questions=2, branches=2)
+    prefixes = forked(exact, questions=2, samples=2)
     plain = branches(exact, prefixes, 2, 8, None)
     for gamma in (0.0, 1.0):
         works = contenders(exact, prefixes, 2, 8, Strength(gamma))

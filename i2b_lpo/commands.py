@@ -9,17 +9,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
 import i2b_lpo
+from i2b_lpo.about import installed, summary
 from i2b_lpo.config import (
-    PRESETS,
     EvaluateConfig,
     LatentConfig,
     PretrainConfig,
+    RunConfig,
     SampleConfig,
     TourConfig,
     compose,
@@ -28,6 +28,7 @@ from i2b_lpo.config import (
     to_toml,
     write_run,
 )
+from i2b_lpo.method.methods import with_method
 
 __all__ = ["BASES", "COMMANDS"]
 
@@ -53,6 +54,7 @@ def _settings(arguments: argparse.Namespace, base: Settings, **named: Any) -> Se
         file=arguments.config,
         named=named,
         method=given.get("method"),
+        with_method=with_method if isinstance(base, RunConfig) else None,
         sets=arguments.sets,
     )
 
@@ -77,10 +79,10 @@ def _task(settings: Any) -> Any:
 
 def _tour(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments, BASES["tour"])
-    from i2b_lpo.method.names import check_names
+    from i2b_lpo.method.checks import check
     from i2b_lpo.tour import tour
 
-    check_names(settings)
+    check(settings)
     page = tour(arguments.output, settings)
     print(f"\nPage: {page} (open it in a browser)")
 
@@ -92,12 +94,12 @@ def _train(arguments: argparse.Namespace) -> None:
     import torch
     from accelerate import PartialState
 
-    from i2b_lpo.method.names import check_names
+    from i2b_lpo.method.checks import check
     from i2b_lpo.model.policy import load_policy
     from i2b_lpo.training.loop import train
     from i2b_lpo.training.processes import own_device
 
-    check_names(config)
+    check(config)
     task = _task(config)
     # Small updates would be lost in half-precision weights; on a GPU the passes run in bfloat16.
     device = own_device(config.device)
@@ -110,12 +112,12 @@ def _train(arguments: argparse.Namespace) -> None:
 def _train_latents(arguments: argparse.Namespace) -> None:
     config = _settings(arguments, BASES["train-latents"])
     _need_new(arguments.output)
-    from i2b_lpo.method.names import check_names
+    from i2b_lpo.method.checks import check
     from i2b_lpo.model.policy import load_policy
     from i2b_lpo.model.steering import latest_version, new_steering, save_steering
     from i2b_lpo.training.latents import collect, steering_report, train_latents
 
-    check_names(config)
+    check(config)
     task = _task(config)
     policy = load_policy(config.policy, device=config.device)
     new_steering(policy, d_z=config.d_z, fusion=config.fusion)  # refuses before minutes are spent
@@ -144,8 +146,8 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     config = _settings(arguments, BASES["pretrain"], **named)
     _need_new(arguments.output)
     from i2b_lpo.evaluation.measuring import evaluate
-    from i2b_lpo.model.decoding import Sampling
     from i2b_lpo.model.policy import make_policy, save_policy
+    from i2b_lpo.model.sampling import Sampling
     from i2b_lpo.tasks.loading import load_examples, load_task
     from i2b_lpo.training.pretraining import build_model, build_tokenizer, pretrain
 
@@ -178,7 +180,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise ValueError("--resume goes on with what is in --output; name its folder.")
     from i2b_lpo.evaluation.measuring import evaluate
     from i2b_lpo.infra.files import write_text
-    from i2b_lpo.model.decoding import Sampling
+    from i2b_lpo.model.sampling import Sampling
     from i2b_lpo.trace import write_traces
 
     drawn = settings.rollout
@@ -222,14 +224,14 @@ def _rollout(arguments: argparse.Namespace) -> None:
     _need_new(output)
     import torch
 
-    from i2b_lpo.method.names import check_names
-    from i2b_lpo.model.decoding import Sampling
+    from i2b_lpo.method.checks import check
+    from i2b_lpo.model.sampling import Sampling
     from i2b_lpo.model.steering import load_steering
     from i2b_lpo.rollout.branching import grow_trees
     from i2b_lpo.tasks.loading import own_question
     from i2b_lpo.trace import write_traces
 
-    check_names(settings)
+    check(settings)
     own = own_question(settings.question) if arguments.question is not None else None
     policy, task = _policy_and_task(settings)
     question = own or task.questions(settings.split, 1, seed=settings.seed)[0]
@@ -253,28 +255,11 @@ def _rollout(arguments: argparse.Namespace) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     asked = (arguments.preset, arguments.method, arguments.config, arguments.sets)
-    if any(asked):
-        print(to_toml(_settings(arguments, preset(arguments.preset or "tiny"))), end="")
-        return
-    import accelerate
-    import torch
-    import transformers
-
-    from i2b_lpo.model.policy import BUNDLED, asset_path
-    from i2b_lpo.tasks.benchmarks import BENCHMARKS
-    from i2b_lpo.tasks.domains import DOMAINS
-
-    own = [task for domain in DOMAINS.values() for task in domain.tasks]
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    print(
-        f"i2b-lpo {i2b_lpo.__version__}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, accelerate {accelerate.__version__}\n"
-        f"processor cores {os.cpu_count()}, torch threads {torch.get_num_threads()}, GPU {cuda}\n"
-        f"tasks: {', '.join(own)} (bundled), {', '.join(BENCHMARKS)} (Hugging Face hub)\n"
-        f"presets: {', '.join(PRESETS)}\nbundled policies:"
-    )
-    for name, what in BUNDLED.items():
-        print(f"  {name}: {what} ({asset_path(name)})")
+    if arguments.toml or any(asked):
+        run = _settings(arguments, preset(arguments.preset or "tiny"))
+        print(to_toml(run) if arguments.toml else summary(run), end="")
+    else:
+        print(installed(), end="")
 
 
 def _course(name: str) -> Path:

@@ -35,22 +35,25 @@ from tqdm.auto import tqdm as progress_bar
 from transformers.utils import logging
 
 import i2b_lpo
-from i2b_lpo.config import RunConfig, TourConfig, options, refuse_old, write_run
+from i2b_lpo.config import CheckpointConfig, RunConfig, TourConfig, options, refuse_old, write_run
 from i2b_lpo.evaluation.measuring import Evaluation, evaluate
-from i2b_lpo.model.decoding import Sampling
+from i2b_lpo.method.methods import METHODS, with_method
 from i2b_lpo.model.policy import Policy, load_policy, save_policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.model.steering import load_steering
-from i2b_lpo.report.page import NAMES, Run, summary, tour_page
+from i2b_lpo.report.page import NAMES, summary, tour_page
+from i2b_lpo.report.runs import Run
 from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.trace import Trace, read_traces, write_traces
-from i2b_lpo.training.loop import StepRecord, train
-from i2b_lpo.training.updating import Learner
+from i2b_lpo.training.learner import Learner
+from i2b_lpo.training.loop import train
+from i2b_lpo.training.step import StepRecord
 
 __all__ = ["tour"]
 
 BASE, *TRAINED = NAMES
 GRPO, OURS = TRAINED
-FOLDERS = dict(zip(TRAINED, ("grpo", "i2b-lpo"), strict=True))  # also their names in RunConfig
+FOLDERS = {METHODS[name].title: name for name in ("grpo", "i2b-lpo")}
 FIRST_STEP = "traces_first_step.jsonl"
 POLICIES = "policies"  # folder of GRPO's policies, step-1 and so on
 SHOWN = (
@@ -71,6 +74,23 @@ GRACE = 5.0  # seconds that a process gets to end before it is killed
 Records = list[dict[str, float]]
 
 
+def run_of(settings: TourConfig, method: str) -> RunConfig:
+    """The training by one of the methods; without checkpoints, heavier than the minutes."""
+    run = RunConfig(
+        policy=settings.policy,
+        seed=settings.seed,
+        steps=settings.steps,
+        questions=settings.questions,
+        rollout=settings.rollout,
+        grpo=settings.grpo,
+        optimizer=settings.optimizer,
+        checkpoint=CheckpointConfig(every=0),
+    )
+    run = with_method(run, method)
+    latents = settings.latents if run.branch.branches else ""
+    return replace(run, branch=replace(run.branch, latents=latents))
+
+
 def tour(output: Path, settings: TourConfig | None = None) -> Path:
     """Run the tour and return its page; the files of an earlier tour in `output` are replaced.
 
@@ -82,7 +102,7 @@ def tour(output: Path, settings: TourConfig | None = None) -> Path:
     settings = settings or TourConfig()
     for folder in FOLDERS.values():
         refuse_old(output / folder)
-    configs = {name: settings.run(method) for name, method in FOLDERS.items()}
+    configs = {name: run_of(settings, method) for name, method in FOLDERS.items()}
     task = load_task(configs[TRAINED[0]].task)
     policy = load_policy(settings.policy)
     # The training loads them itself; here it is only to refuse before any work is done.
@@ -235,7 +255,7 @@ def _train(config: RunConfig, output: Path, sender: Connection[Any, Any], keep: 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Bars are drawn by the parent; tqdm's own lock would outlive us where we are terminated.
     tqdm.std.tqdm.set_lock(threading.RLock())
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     torch.set_num_threads(1)
 
     def tell(learner: Learner, record: StepRecord) -> None:

@@ -100,7 +100,7 @@ def png(figure: dict[str, Any], height: int) -> bytes:
 
 def checked(notebook: Any, path: Path) -> str:
     """The file's text; no path of this machine may be in it."""
-    text = nbformat.writes(notebook) + "\n"
+    text: str = nbformat.writes(notebook) + "\n"
     for place in (ROOT, Path.home(), Path(sys.prefix), Path(tempfile.gettempdir())):
         if json.dumps(str(place) + os.sep)[1:-1] in text:
             raise Failure(f"{path.name} names {place}; print a path that holds on any machine.")
@@ -110,7 +110,7 @@ def checked(notebook: Any, path: Path) -> str:
 def write(paths: Iterable[Path], make: Callable[[Path], dict[Path, Any]]) -> None:
     """Write the notebooks that `make` makes of each path, once all are made."""
     os.environ.update(ENVIRONMENT)
-    written = {}
+    written: dict[Path, str] = {}
     try:
         png({"data": [], "layout": {}}, 100)  # a missing Chrome fails now, not after minutes
         for path in paths:

@@ -45,7 +45,9 @@ def make_base() -> None:
     model = build_model(tokenizer, seed=config.seed)
     losses = pretrain(model, tokenizer, config, report=lambda s, x: print(f" step {s}: {x:.4f}"))
     folder = asset_path("tiny-base")
-    save_policy(make_policy(model.to(torch.bfloat16), tokenizer, name="tiny-base"), folder)
+    module: torch.nn.Module = model
+    module.to(torch.bfloat16)
+    save_policy(make_policy(model, tokenizer, name="tiny-base"), folder)
     record = {**dataclasses.asdict(config), "last_250_loss": sum(losses[-250:]) / 250}
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     write_sums(folder, SUMMED)

@@ -35,7 +35,7 @@ EXERCISE, EXPECTED, SHOWN = "exercise", "expected", "expected-output"
 
 def cells(source: Path, *, solved: bool) -> list[Any]:
     """The source's cells, with its solutions or with blanks; not executed."""
-    found = jupytext.read(source, fmt="py:percent").cells
+    found: list[Any] = jupytext.read(source, fmt="py:percent").cells
     for number, cell in enumerate(found):
         cell.id = f"{source.stem}-{number:02}"  # the same at every run
         tags = cell.metadata.get("tags", [])
@@ -71,7 +71,8 @@ def exercises(source: Path, solution: Any) -> Any:
 
 def _shown(done: Any) -> Any:
     """A text cell with the outputs of an executed one; a picture's words are its alternative."""
-    parts, pictures = ["**What you should see:**"], {}
+    parts = ["**What you should see:**"]
+    pictures: dict[str, dict[str, str]] = {}
     for output in done.outputs:
         if output.output_type == "stream":
             parts.append(f"```text\n{output.text.rstrip()}\n```")

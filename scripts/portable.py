@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from torch.backends.cpu import get_cpu_capability
 
@@ -89,7 +90,7 @@ def digest() -> str:
     return found.hexdigest()
 
 
-def run(machine: str, part: str, arguments: list[str]) -> dict[str, object]:
+def run(machine: str, part: str, arguments: list[str]) -> dict[str, Any]:
     """One call of pytest; what it printed is kept."""
     log, begin = LOGS / f"{machine}-{part}.txt", time.perf_counter()
     command = [sys.executable, "-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider", *arguments]
@@ -120,6 +121,7 @@ def main() -> None:
         parser.error(f"this processor ({get_cpu_capability()}) can't run {', '.join(missing)}")
     LOGS.mkdir(parents=True, exist_ok=True)
     state, file = digest(), LOGS / "results.json"
+    results: dict[str, Any]
     kept = json.loads(file.read_text()) if file.exists() else {}
     results = kept if kept.get("state") == state else {"state": state}
     for machine in wanted:

@@ -37,12 +37,16 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 import i2b_lpo.rollout.branching
+import i2b_lpo.training.learner
 import i2b_lpo.training.loop
+import i2b_lpo.training.step
 from i2b_lpo.config import CheckpointConfig, RolloutConfig, RunConfig, preset
+from i2b_lpo.method import with_method
 from i2b_lpo.model.policy import load_policy
 from i2b_lpo.tasks.loading import load_task
-from i2b_lpo.training.loop import StepRecord, train
-from i2b_lpo.training.updating import Learner
+from i2b_lpo.training.learner import Learner
+from i2b_lpo.training.loop import train
+from i2b_lpo.training.step import StepRecord
 
 REPORT = Path(__file__).parent.parent / "benchmarks" / "results" / "soak.json"
 STAGES: dict[str, tuple[Any, str] | None] = {
@@ -51,8 +55,8 @@ STAGES: dict[str, tuple[Any, str] | None] = {
     "rollout": (i2b_lpo.rollout.branching, "sample"),
     "branching": (i2b_lpo.rollout.branching, "branch_out"),
     "verification": (i2b_lpo.rollout.branching, "verified"),
-    "scoring": (i2b_lpo.training.loop, "score_traces"),
-    "update": (i2b_lpo.training.loop, "update"),
+    "scoring": (i2b_lpo.training.step, "score_traces"),
+    "update": (i2b_lpo.training.step, "update"),
     "save": (i2b_lpo.training.loop, "save_checkpoint"),
     "end": (i2b_lpo.training.loop, "save_policy"),
 }
@@ -68,7 +72,7 @@ def config_of(steps: int) -> RunConfig:
         rollout=RolloutConfig(rollouts=8, max_new_tokens=96),
         checkpoint=CheckpointConfig(every=2),
     )
-    return small.with_method("i2b-lpo")
+    return with_method(small, "i2b-lpo")
 
 
 def marked(shared: mmap.mmap) -> None:
@@ -103,7 +107,7 @@ def digest(record: StepRecord) -> str:
 def work(config: RunConfig, folder: Path, resume: bool) -> None:
     """Train in `folder`; adds each step's digest and at last that of weights and moments to log."""
     torch.set_num_threads(1)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
 
     def write(name: str, found: str) -> None:
         with (folder / "log").open("a") as log:

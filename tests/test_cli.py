@@ -22,7 +22,7 @@ import i2b_lpo.config
 import i2b_lpo.evaluation.measuring
 import i2b_lpo.model.exporting
 import i2b_lpo.model.policy
-from i2b_lpo import cli
+from i2b_lpo import commands
 from i2b_lpo.cli import main
 from i2b_lpo.config import (
     PRESETS,
@@ -293,8 +293,20 @@ def test_info_tells_versions_and_presets(capsys: Capture) -> None:
     for part in (i2b_lpo.__version__, "torch 2.", "transformers 5.", "cores", *PRESETS, *BUNDLED):
         assert part in shown
     for name, config in PRESETS.items():
-        assert run("info", "--preset", name) == 0
+        assert run("info", "--preset", name, "--toml") == 0
         assert tomllib.loads(capsys.readouterr().out) == config.to_json()
+
+
+def test_info_tells_a_run_in_a_few_lines(capsys: Capture) -> None:
+    words = ("--preset", "qwen2.5-7b", "--method", "i2b-lpo", "--set", "ib.keep=1")
+    assert run("info", *words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith("I²B-LPO (METHOD §0") and "Qwen/Qwen2.5-7B on math" in shown
+    assert "400 steps of 32 questions × G = 8 trajectories" in shown
+    assert "(M = 2 rollouts, each with K = 3 branches)" in shown
+    assert "ib.keep=1" in shown and "grpo.alpha=0.005" in shown and "--toml" in shown
+    assert run("info", "--preset", "tiny") == 0
+    assert "differs from the preset tiny in: nothing else" in capsys.readouterr().out
 
 
 def test_notebooks_are_copied(notebooks: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -454,7 +466,7 @@ def test_a_run_that_breaks_down_says_so_in_one_line(
     def broken(_arguments: Any) -> None:
         raise FloatingPointError("Step 3: loss: not every number is finite.")
 
-    monkeypatch.setitem(cli._COMMANDS, "info", broken)
+    monkeypatch.setitem(commands.COMMANDS, "info", broken)
     assert run("info") in (1, 2)
     assert capsys.readouterr().err == "i2b-lpo info: Step 3: loss: not every number is finite.\n"
 
@@ -465,7 +477,7 @@ def test_an_error_of_many_lines_is_told_in_one(
     def broken(_arguments: Any) -> None:
         raise ValueError("Can't read it.\n\n   Give another   file.\n")
 
-    monkeypatch.setitem(cli._COMMANDS, "info", broken)
+    monkeypatch.setitem(commands.COMMANDS, "info", broken)
     refused(capsys, "i2b-lpo info: Can't read it. Give another file.", "info")
 
 
@@ -473,7 +485,7 @@ def test_a_programming_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> N
     def broken(_arguments: Any) -> None:
         raise TypeError("a bug")
 
-    monkeypatch.setitem(cli._COMMANDS, "info", broken)
+    monkeypatch.setitem(commands.COMMANDS, "info", broken)
     with pytest.raises(TypeError):
         run("info")
 
@@ -482,7 +494,7 @@ def test_stopping_by_hand_is_no_mistake(capsys: Capture, monkeypatch: pytest.Mon
     def stop(_arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli._COMMANDS, "info", stop)
+    monkeypatch.setitem(commands.COMMANDS, "info", stop)
     assert run("info") == 130
     assert capsys.readouterr().err.strip() == "i2b-lpo: stopped."
 
@@ -497,7 +509,7 @@ def test_help_exits_with_0(command: str, capsys: Capture) -> None:
     assert shown.out.startswith(f"usage: i2b-lpo {command}".rstrip())
     assert shown.err == ""
     if not command:
-        assert set(COMMANDS) == set(cli._COMMANDS)
+        assert set(COMMANDS) == set(commands.COMMANDS)
         assert all(re.search(rf"(?m)^ +{name}\b", shown.out) for name in COMMANDS)
 
 

@@ -16,6 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import yaml
+
+import i2b_lpo
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_page_is_there(site: Path) -> None:
     sources = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("tutorials/*/*.ipynb")]
-    sources += [*ROOT.glob("tutorials/*.md"), *ROOT.glob("docs/*.md")]
+    sources += [*ROOT.glob("tutorials/*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/api/*.rst")]
     missing = [
         s for s in sources if not (site / s.relative_to(ROOT)).with_suffix(".html").is_file()
     ]
@@ -48,6 +51,15 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     found = {m[0] for page in site.rglob("*.html") for m in loads.finditer(page.read_text("utf-8"))}
     assert found == set()
     assert (site / "_static" / "MathJax.js").is_file()
+
+
+def test_every_public_name_is_on_the_page_of_its_room(site: Path) -> None:
+    rooms = set(i2b_lpo.__all__) - {"cli", "commands"}
+    assert rooms == {page.stem for page in ROOT.glob("docs/api/*.rst")}
+    for room in rooms:
+        page = (site / "docs" / "api" / f"{room}.html").read_text("utf-8")
+        shown = re.findall(rf'<dt [^>]*id="i2b_lpo\.{room}\.(?:[a-z_]+\.)?(\w+)">', page)
+        assert sorted(shown) == sorted(getattr(i2b_lpo, room).__all__), room
 
 
 def test_every_picture_of_a_notebook_has_its_words(site: Path) -> None:
@@ -109,6 +121,12 @@ def test_every_cited_section_of_the_method_exists() -> None:
     own = (METHOD, Path(__file__))
     found = {str(file): strange(text, known) for file, text in pages().items() if file not in own}
     assert {file: what for file, what in found.items() if what} == {}
+
+
+def test_the_issue_form_on_the_method_offers_its_sections() -> None:
+    form = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/deviation.yml").read_text("utf-8"))
+    menus = [part for part in form["body"] if part["type"] == "dropdown"]
+    assert [part["attributes"]["options"] for part in menus] == [sorted(sections())]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ from test_report import make_config, make_tree
 from test_views import make_evaluation, make_records
 
 from i2b_lpo import cli, views
-from i2b_lpo.report.page import Run, tour_page
+from i2b_lpo.report.page import tour_page
+from i2b_lpo.report.runs import Run
 from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace, read_traces, write_traces
 from i2b_lpo.views import View
 
@@ -231,7 +232,8 @@ def template() -> str:
 
 
 def figure_of(view: View) -> dict[str, Any]:
-    return json.loads(view.figure.to_json())
+    found: dict[str, Any] = json.loads(view.figure.to_json())
+    return found
 
 
 def check_figure(view: View) -> str:
@@ -435,7 +437,7 @@ def hostile_page(path: Path, text: str) -> str:
     """The tour's page with the text in every record that goes into it."""
     config = make_config(
         policy=text, task=text, seed=text, questions=text,
-        rollout={"samples": text, "temperature": text}, branch={"samples": text, "latents": text},
+        rollout={"rollouts": text, "temperature": text}, branch={"branches": text, "latents": text},
         ib={"keep": text}, grpo={"alpha": text}, **{text: text},
     )  # fmt: skip
     own = dataclasses.replace(make_tree(text, name=text), policy=text)

@@ -246,7 +246,14 @@ def test_nbval_compares_text_and_skips_only_live_forms(tmp_path: Path) -> None:
     ]
     nbformat.write(new_notebook(cells=cells), tmp_path / "made.ipynb")
     command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "-p", "tests.conftest"]
-    command += ["-p", "no:cacheprovider", "-rA", "--color=no", "--nbval", tmp_path / "made.ipynb"]
+    command += [
+        "-p",
+        "no:cacheprovider",
+        "-rA",
+        "--color=no",
+        "--nbval",
+        str(tmp_path / "made.ipynb"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     verdicts = re.findall(r"^(PASSED|FAILED) \S*::Cell (\d+)", done.stdout, re.M)
     assert {int(number): verdict for verdict, number in verdicts} == {

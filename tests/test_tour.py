@@ -28,12 +28,14 @@ from i2b_lpo.config import (
     TourConfig,
     read_run,
 )
+from i2b_lpo.method.methods import with_method
 from i2b_lpo.model.policy import load_policy
 from i2b_lpo.tasks.loading import load_task
-from i2b_lpo.tour import FIRST_STEP, POLICIES, _forget, nearest_step, train_side_by_side
+from i2b_lpo.tour import FIRST_STEP, POLICIES, _forget, nearest_step, run_of, train_side_by_side
 from i2b_lpo.trace import read_traces
-from i2b_lpo.training.loop import StepRecord, train
-from i2b_lpo.training.updating import Learner
+from i2b_lpo.training.learner import Learner
+from i2b_lpo.training.loop import train
+from i2b_lpo.training.step import StepRecord
 
 ENDLESS = 100_000  # steps
 PATIENCE = 240.0  # seconds, on a very busy machine
@@ -52,7 +54,7 @@ def settings_of(home: Path, steps: int = 2) -> TourConfig:
 
 def both(home: Path, steps: int = 2) -> dict[str, RunConfig]:
     settings = settings_of(home, steps)
-    return {"GRPO": settings.run("grpo"), "I²B-LPO": settings.run("i2b-lpo")}
+    return {"GRPO": run_of(settings, "grpo"), "I²B-LPO": run_of(settings, "i2b-lpo")}
 
 
 def without_seconds(rows: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -83,7 +85,7 @@ def test_side_by_side_each_trains_as_it_would_alone(home: Path, tmp_path: Path) 
 
 def test_grpo_is_kept_as_it_was_at_the_other_ones_tokens(tmp_path: Path) -> None:
     settings = RunConfig(policy="tiny-base", steps=4, questions=4)  # it is sometimes right
-    configs = {n: settings.with_method(m) for n, m in (("GRPO", "grpo"), ("I²B-LPO", "i2b-lpo"))}
+    configs = {n: with_method(settings, m) for n, m in (("GRPO", "grpo"), ("I²B-LPO", "i2b-lpo"))}
     old = tmp_path / "grpo" / POLICIES / "step-9"
     old.mkdir(parents=True)
     records = train_side_by_side(configs, tmp_path)

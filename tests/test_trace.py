@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from i2b_lpo.trace import (
     Branch,
@@ -258,7 +257,8 @@ def test_right_is_a_reward_of_one_or_more(reward: float | None, expected: bool) 
 @pytest.mark.parametrize("count", [0, 2, 4])
 def test_fields_of_different_length_are_refused(field: str, count: int) -> None:
     with pytest.raises(ValueError, match=rf"one entry per token.*'{field}': {count}"):
-        rollout(**{field: (0,) * count})
+        values: dict[str, Any] = {field: (0,) * count}
+        rollout(**values)
 
 
 # --- how it shows itself --------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 A setting has one dotted name everywhere: `grpo.micro_tokens` is `RunConfig.grpo.micro_tokens`, the
 key `micro_tokens` under `[grpo]` in a file, and `--set grpo.micro_tokens=2048`. What is given later
-counts:
+counts::
 
     preset  <  --config  <  named options (--steps, --method, …)  <  --set
 
@@ -19,7 +19,7 @@ import shlex
 import tomllib
 import types
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,6 +36,7 @@ from i2b_lpo.infra.secrets import REDACTED, redact
 __all__ = ["RUN", "compose", "names", "options", "read_run", "refuse_old", "to_toml", "write_run"]
 
 RUN = "run.toml"
+"""The file of a run's folder that repeats it."""
 OLD = "config.json"  # what a version before 0.1 wrote in its place
 UNTOLD = "0.1"  # the last version that didn't write its own number
 
@@ -238,6 +239,7 @@ def compose(
     file: Path | None = None,
     named: Mapping[str, Any] | None = None,
     method: str | None = None,
+    with_method: Callable[[Any, str], Any] | None = None,
     sets: Iterable[str] = (),
     hidden: bool = False,
 ) -> Settings:
@@ -246,8 +248,8 @@ def compose(
     Args:
         base: the preset, or the defaults.
         file: of `--config`; what it doesn't name stays as in `base`.
-        method: of `--method`, the first of the named options; see `RunConfig.with_method` for what
-            it sets anew.
+        method: of `--method`, the first of the named options.
+        with_method: sets what a method owns; for `method`, and for a file that names one.
         named: dotted name → value of the others.
         sets: the texts of `--set`, `name=value`.
         hidden: whether a value may be a replaced secret.
@@ -261,12 +263,14 @@ def compose(
     if file is not None:
         values = _read(file, kind)
         try:
+            if with_method is not None and "method" in values:
+                settings = with_method(settings, values["method"])
             settings = changed(settings, values)
         except ValueError as error:
             raise ValueError(f"{redact(str(file))}: {error}") from error
-    if method is not None:
+    if method is not None and with_method is not None:
         before = flat(settings)
-        settings = settings.with_method(method)
+        settings = with_method(settings, method)
         lost = [k for k in flat(settings) if k in values and flat(settings)[k] != before[k]]
         if lost:
             was = ", ".join(f"{k} {before[k]!r} → {flat(settings)[k]!r}" for k in lost)
@@ -283,6 +287,11 @@ def compose(
         if not sign:
             raise ValueError(f"--set {redact(text)}: write it like --set {redact(name)}=VALUE.")
         hint = _known(name, kind, "--set")
+        if name == "method":
+            raise ValueError(
+                f"--set {text}: give --method {value.strip()} instead, which also sets what the "
+                "method owns."
+            )
         given[name] = _typed(name, _parsed(value.strip(), hint), hint, "--set")
     settings = changed(settings, given)
     _refuse_idle(settings, [*named, *given])

@@ -1,8 +1,4 @@
-"""All settings of each command, nested by stage, and the presets with the source of each value.
-
-`[C]` and `[D]` as in the method's notes: read in the released code, decided here. Files of them
-are in `i2b_lpo.config.files`.
-"""
+"""All settings of a training, the tour, an evaluation and a sampling, nested by stage."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from i2b_lpo.config.groundwork import LatentConfig, PretrainConfig
 from i2b_lpo.config.sections import (
     NO_IB,
     BranchConfig,
@@ -25,25 +20,7 @@ from i2b_lpo.config.sections import (
     need,
 )
 
-__all__ = [
-    "METHODS",
-    "NO_IB",
-    "PRESETS",
-    "BranchConfig",
-    "CheckpointConfig",
-    "EvaluateConfig",
-    "EvaluationConfig",
-    "GRPOConfig",
-    "IBConfig",
-    "LatentConfig",
-    "OptimizerConfig",
-    "PretrainConfig",
-    "RolloutConfig",
-    "RunConfig",
-    "SampleConfig",
-    "TourConfig",
-    "preset",
-]
+__all__ = ["EvaluateConfig", "RunConfig", "SampleConfig", "TourConfig"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +28,8 @@ class RunConfig:
     """One training run.
 
     Attributes:
+        method: an entry of `i2b_lpo.method.METHODS`. Choose it by `--method` (in Python
+            `i2b_lpo.method.with_method`), which also sets what the method owns.
         policy, task, data, device: what the command line loads, and where: names or folders, a
             local copy of a benchmark's data (its folder) and cpu or cuda. In Python, `train` is
             given them.
@@ -59,6 +38,7 @@ class RunConfig:
         shard: split weights, gradients and optimizer state over the processes (FSDP2).
     """
 
+    method: str = "grpo"
     policy: str = "tiny-base"
     task: str = "shop"
     data: str = ""
@@ -101,36 +81,6 @@ class RunConfig:
             total += latest
         return total
 
-    def with_method(self, name: str) -> RunConfig:
-        """These settings under another method: `grpo`, or `i2b-lpo` with groups of the same size.
-
-        I²B-LPO with K = 3 branches a rollout [C]: M = G/(1+K) first rollouts, forks, latents with
-        PSA, S_IB, the Top-2 filter and the self-reward term (METHOD §0).
-
-        A method owns M, `branch`, `ib`, `grpo.alpha` and `grpo.train_psa` and sets them anew,
-        whatever they were; of them only G is kept. So the last method alone counts, and your own
-        values of these come after it.
-
-        Raises:
-            ValueError: unknown name, or a group that 1+K doesn't divide.
-        """
-        need(name in METHODS, f"Unknown method {name!r}; choose {' or '.join(METHODS)}.")
-        branches, alpha = (3, 0.005) if name == "i2b-lpo" else (0, 0.0)
-        first, rest = divmod(self.group, 1 + branches)
-        need(
-            rest == 0,
-            f"A group has {self.group} trajectories (rollout.rollouts is {self.rollout.rollouts}); "
-            f"I²B-LPO needs a multiple of {1 + branches}: each first rollout with its {branches} "
-            "branches.",
-        )
-        return dataclasses.replace(
-            self,
-            rollout=dataclasses.replace(self.rollout, rollouts=first),
-            branch=BranchConfig(branches=branches),
-            ib=IBConfig() if branches else NO_IB,
-            grpo=dataclasses.replace(self.grpo, alpha=alpha, train_psa=False),
-        )
-
     def idle(self) -> dict[str, str]:
         """The settings that change nothing beside the others → why."""
         idle = {f"branch.{name}": why for name, why in self.branch.idle().items()}
@@ -144,9 +94,6 @@ class RunConfig:
     def to_json(self) -> dict[str, Any]:
         """All settings as a plain dict."""
         return dataclasses.asdict(self)
-
-
-METHODS = ("grpo", "i2b-lpo")
 
 
 @dataclass(frozen=True)
@@ -173,23 +120,6 @@ class TourConfig:
             self.grpo.alpha == 0,
             f"grpo.alpha is {self.grpo.alpha}; the tour's methods set it, leave it out.",
         )
-        for method in METHODS:
-            self.run(method)  # refuses here what a training would refuse later
-
-    def run(self, method: str) -> RunConfig:
-        """The training by one of the methods; without checkpoints, heavier than the minutes."""
-        run = RunConfig(
-            policy=self.policy,
-            seed=self.seed,
-            steps=self.steps,
-            questions=self.questions,
-            rollout=self.rollout,
-            grpo=self.grpo,
-            optimizer=self.optimizer,
-            checkpoint=CheckpointConfig(every=0),
-        ).with_method(method)
-        latents = self.latents if run.branch.branches else ""
-        return dataclasses.replace(run, branch=dataclasses.replace(run.branch, latents=latents))
 
 
 @dataclass(frozen=True)
@@ -237,40 +167,3 @@ class SampleConfig:
         if self.question:
             idle |= dict.fromkeys(("task", "data", "split"), "you gave your own question")
         return idle
-
-
-PRESETS: dict[str, RunConfig] = {
-    # Bundled policy and task on a laptop CPU. Values tuned on validation [D].
-    "tiny": RunConfig(),
-    # One GPU of 24 GB. Sampling from [C]; fewer questions and tokens, a higher rate [D].
-    "qwen2.5-0.5b": RunConfig(
-        policy="Qwen/Qwen2.5-0.5B-Instruct",
-        task="gsm8k",
-        steps=200,
-        questions=16,
-        rollout=RolloutConfig(temperature=0.9, top_p=0.9, max_new_tokens=512, batch=128),
-        grpo=GRPOConfig(micro_tokens=16384),
-        optimizer=OptimizerConfig(learning_rate=2e-6),
-        gradient_checkpointing=True,
-    ),
-    # 8 GPUs: 32 questions, G=8, rate 1e-6, T=0.9, top-p 0.9, response 4096, bf16, gradient
-    # checkpointing, all [C].
-    "qwen2.5-7b": RunConfig(
-        policy="Qwen/Qwen2.5-7B",
-        task="math",
-        steps=400,
-        questions=32,
-        rollout=RolloutConfig(temperature=0.9, top_p=0.9, max_new_tokens=4096, batch=64),
-        grpo=GRPOConfig(micro_tokens=16384),
-        optimizer=OptimizerConfig(learning_rate=1e-6),
-        gradient_checkpointing=True,
-    ),
-}
-"""Runs by name: one dial. Change single values by `dataclasses.replace` or `--set`."""
-
-
-def preset(name: str) -> RunConfig:
-    """A preset by name; ValueError names the known ones."""
-    if name not in PRESETS:
-        raise ValueError(f"Unknown preset {name!r}; choose one of {', '.join(PRESETS)}.")
-    return PRESETS[name]

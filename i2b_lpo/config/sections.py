@@ -217,6 +217,7 @@ class IBConfig:
 
 
 NO_IB = IBConfig(estimator="none", filter="none")
+"""No scores and no filter, as a run without branches has it."""
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from i2b_lpo.method.metrics import (
     self_bleu,
     self_rouge_l,
 )
-from i2b_lpo.model.decoding import Sampling
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.rollouts import Reward, roll_out
 from i2b_lpo.tasks.domains import domain_named
 from i2b_lpo.tasks.task import Task

@@ -13,6 +13,7 @@ from typing import Any
 __all__ = ["REDACTED", "redact"]
 
 REDACTED = "[redacted]"
+"""What is shown in the place of a secret."""
 
 _SECRET = re.compile(
     r"""

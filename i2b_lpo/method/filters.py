@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 Filter = Callable[[Sequence[float], Sequence[float], Sequence[Sequence[int]], int], list[bool]]
+"""A function of scores, rewards, branch sets and N like `top_n`."""
 
 
 def top_n(

@@ -68,8 +68,8 @@ class Evidence:
         entropies: H(o_t|q), length T.
         advantage: A over the whole group, before the filter.
         reference: T_ref in tokens, see `reference_length`.
-        answer: log π(a|q,o)/|a|, and
-        prior: log π(a|q)/|a|: means over the |a| tokens of the verified answer.
+        answer: ``log π(a|q,o)/|a|``, and
+        prior: ``log π(a|q)/|a|``: means over the ``|a|`` tokens of the verified answer.
         conditioned: H(o_t|q,a), length T.
     """
 
@@ -198,7 +198,7 @@ def advantage_entropy(evidence: Evidence, weights: Weights) -> Score:
 
     METHOD §5: Σ_t A_t H_t [C], from IBRO, arXiv 2507.18391; the mean, because with one A for a
     trajectory the sum would reward length [D]. It needs no pass, and its differentiable form is the
-    self-reward term. One part only: the cost is 0. |S_IB| ≤ |A| log V.
+    self-reward term. One part only: the cost is 0. ``|S_IB| ≤ |A| log V``.
     """
     return _score(evidence.advantage * _mean(evidence.entropies), 0.0)
 

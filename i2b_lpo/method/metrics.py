@@ -45,8 +45,8 @@ class _Array(Protocol):
     def tolist(self) -> Any: ...
 
 
-SURE = 0.05  # nats; a token of at most this entropy is all but decided
-FORK = 0.7  # nats; a token above it counts as a fork in every figure and table
+SURE = 0.05  #: nats; a token of at most this entropy is all but decided
+FORK = 0.7  #: nats; a token above it counts as a fork in every figure and table
 
 Tokens: TypeAlias = Sequence[Hashable] | _Array
 """One sequence of tokens, ids or words: a list, a tuple or a one-dimensional array or tensor."""

@@ -38,6 +38,7 @@ __all__ = [
     "Strength",
     "attend_with_slot",
     "slot_gate",
+    "tokens_since_fork",
 ]
 
 
@@ -75,6 +76,18 @@ class Strength:
         if self.decay is not None:
             value = value - steps / self.decay
         return value.masked_fill(since < 0, -math.inf)
+
+
+def tokens_since_fork(columns: int, p: int | Tensor) -> Tensor:
+    """How many tokens s lie between the fork and each of a row's columns; negative before it.
+
+    The fork is after p tokens, and s = 0 is the row of token p − 1 (counted from 0), because it
+    predicts the first token of the branch (METHOD §4).
+
+    >>> tokens_since_fork(5, 3)
+    tensor([-2, -1,  0,  1,  2])
+    """
+    return torch.arange(columns) - (p - 1)
 
 
 @dataclass(frozen=True)

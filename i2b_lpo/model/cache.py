@@ -19,7 +19,7 @@ from i2b_lpo.method.psa import Injection
 __all__ = ["KeyValues", "RoomyLayer", "gather", "new_cache", "take_rows"]
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class RoomyLayer(DynamicLayer):
     """A cache layer with spare room, so that a step writes one column and copies nothing."""
 
     ROOM = 64  # columns added when the room is used up
@@ -111,7 +111,7 @@ def gather(
     With an injection that has keys, column 0 is the slot of z: one latent a row of the result.
 
     Returns:
-        The cache, and the mask (B, C) of its columns without the slot: 1 on tokens, 0 on padding.
+        The cache, and the mask (B, C) of its columns without the slot; 1 on tokens, 0 on padding.
 
     Raises:
         ValueError: there isn't one latent for each row of the result.

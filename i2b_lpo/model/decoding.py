@@ -15,38 +15,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from i2b_lpo.method.entropy import expected_surprisal
 from i2b_lpo.method.psa import Injection
 from i2b_lpo.model.cache import KeyValues, gather, new_cache, take_rows
 from i2b_lpo.model.inject import check_injectable, injected, slot_mask
 from i2b_lpo.model.padding import left_pad
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling, draw
 
-__all__ = ["Decoded", "Prefix", "Sampling", "decode", "decode_branches", "read_without_z"]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn.
-
-    Attributes:
-        max_new_tokens: length limit in tokens.
-        temperature: softmax temperature; 0 is greedy.
-        top_p: draw from the smallest set of tokens that holds this much probability; of tokens
-            equally likely it takes those with lower ids.
-    """
-
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; give at least 1.")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; give 0 (greedy) or more.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; give a number above 0 and up to 1.")
+__all__ = ["Decoded", "Prefix", "decode", "decode_branches", "read_without_z", "unread"]
 
 
 @dataclass(frozen=True)
@@ -85,12 +61,23 @@ class Prefix:
 
     Attributes:
         ids: all p tokens, prompt included.
-        kv: keys and values of at least p − 1 tokens; token number p − 1 (0-based) is read again
-            with z, because its row predicts the first token of the branch (METHOD §4).
+        kv: keys and values of at least p − 1 tokens, cut to these. Token number p − 1 (0-based) is
+            read again with z, because its row predicts the first token of the branch (METHOD §4).
+
+    Raises:
+        ValueError: `kv` holds fewer tokens, see `unread`.
     """
 
     ids: tuple[int, ...]
     kv: KeyValues
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kv", self.kv.crop(max(0, len(self.ids) - 1)))
+
+
+def unread(ids: Sequence[int], kv: KeyValues) -> Sequence[int]:
+    """What is still to be read of a prefix `ids`, of which `kv` holds the first tokens."""
+    return ids[len(kv) : -1]
 
 
 @dataclass
@@ -133,27 +120,6 @@ class _Rows:
             self.cache.batch_select_indices(keep)
             if self.injection is not None:
                 self.injection = self.injection.select(keep)
-
-
-def _keep_nucleus(probs: Tensor, top_p: float) -> Tensor:
-    """Zero all but the smallest set of tokens whose probability reaches `top_p`; (B, V).
-
-    Of tokens equally likely the one with the lower id comes first, so the set is always one and
-    the same [D].
-    """
-    sorted_probs, order = probs.sort(dim=-1, descending=True, stable=True)
-    before = sorted_probs.cumsum(-1) - sorted_probs
-    return probs.scatter(-1, order, sorted_probs.masked_fill(before >= top_p, 0.0))
-
-
-def _draw(probs: Tensor, uniform: Tensor) -> Tensor:
-    """One token a row by the inverse distribution function: (B, V), (B,) → (B,)."""
-    # float64: a float32 `uniform` below 1 then stays below the total. A token of probability 0
-    # is never drawn, since its step of the function has no height. (torch.multinomial is slow on
-    # CPU: it draws V random numbers a row.)
-    cdf = probs.cumsum(-1, dtype=torch.float64)
-    at = uniform.to(cdf.device, torch.float64)[:, None] * cdf[:, -1:]
-    return torch.searchsorted(cdf, at, right=True)[:, 0]
 
 
 def _check(
@@ -264,8 +230,7 @@ def decode_branches(
     _check(policy, sampling, sizes, generator)
     if injection is not None:
         check_injectable(policy.model, injection)
-    kv = [prefix.kv.crop(len(prefix.ids) - 1) for prefix in prefixes]
-    cache, mask = gather(kv, branches, injection)
+    cache, mask = gather([prefix.kv for prefix in prefixes], branches, injection)
     device, batch, columns = policy.device, len(mask), mask.shape[1] + 1
     position = mask.sum(-1, keepdim=True)  # of the token that is read again
     rows = _Rows(cache, torch.cat([mask, mask.new_ones(batch, 1 + width)], 1), position, injection)
@@ -306,54 +271,40 @@ def _draw_rows(
     on_step: Callable[[int, int], None] | None = None,
 ) -> Decoded:
     """Draw tokens, (B, V) logits first, until each row has ended or reached its limit."""
-    device, greedy = policy.device, sampling.temperature == 0
-    batch, width = len(logits), int(limits.max())
+    device, (batch, width) = policy.device, (len(logits), int(limits.max()))
     prompt_width = rows.mask.shape[1] - width
-    out_ids = torch.full((batch, width), policy.pad_id, device=device)
+    ids = torch.full((batch, width), policy.pad_id, device=device)
     work = torch.promote_types(logits.dtype, torch.float32)
     out = torch.zeros(3, batch, width, dtype=work, device=device)  # entropy, logprob, logprob_t1
     lengths = limits.to(device)
     finished = torch.zeros(batch, dtype=torch.bool, device=device)
     eos = torch.tensor(policy.eos_ids, device=device)
     live = torch.arange(batch, device=device)  # the rows still in the batch
-    kv: list[KeyValues | None] = [None] * batch
+    kv: dict[int, KeyValues] = {}
     step = 0
     while True:
-        log_p = logits[:, : policy.vocab_size].to(work).log_softmax(-1)  # (b, V)
-        probs = p = log_p.exp()
-        log_q = log_p
-        if not greedy and sampling.temperature != 1:
-            log_q = (log_p / sampling.temperature).log_softmax(-1)
-            probs = log_q.exp()
-        if log_q[:, 0].isnan().any():  # one NaN logit makes the whole row NaN
+        uniform = None
+        if generator is not None and sampling.temperature:
+            every = torch.rand(batch, generator=generator, device=generator.device)
+            uniform = every.to(device)[live]
+        try:
+            token, measured = draw(logits[:, : policy.vocab_size], sampling, uniform)
+        except FloatingPointError as error:
             raise FloatingPointError(
                 f"New token {step + 1}: the logits of {policy.name} are not finite; its weights "
                 "are damaged or its training has diverged, load an earlier one."
-            )
-        if greedy:
-            token = log_p.argmax(-1)
-        else:
-            if sampling.top_p < 1:
-                probs = _keep_nucleus(probs, sampling.top_p)
-            assert generator is not None
-            uniform = torch.rand(batch, generator=generator, device=generator.device)
-            token = _draw(probs, uniform.to(device)[live])
-        out_ids[live, step] = token
-        out[0, live, step] = expected_surprisal(log_p, p)
-        out[1, live, step] = log_q.gather(-1, token[:, None])[:, 0]
-        out[2, live, step] = log_p.gather(-1, token[:, None])[:, 0]
-        ended = torch.isin(token, eos)
+            ) from error
+        ids[live, step], out[:, live, step] = token, measured
         step += 1
-        finished[live[ended]] = True
-        lengths[live[ended]] = step
+        ended = torch.isin(token, eos)
+        finished[live[ended]], lengths[live[ended]] = True, step
         leaves = ended | (lengths[live] == step)
         columns = prompt_width + step  # with the token just drawn, which hasn't been read yet
         if leaves.any():
             if keep_kv:
-                tokens = rows.mask[:, : columns - 1].bool()
                 gone = leaves.nonzero()[:, 0].tolist()
-                for row, kept in zip(gone, take_rows(rows.cache, gone, tokens), strict=True):
-                    kv[int(live[row])] = kept
+                kept = take_rows(rows.cache, gone, rows.mask[:, : columns - 1].bool())
+                kv |= zip(live[gone].tolist(), kept, strict=True)
             keep = (~leaves).nonzero()[:, 0]
             live, token = live[keep], token[keep]
             rows.select(keep)
@@ -364,6 +315,6 @@ def _draw_rows(
         rows.position = rows.position + 1
         logits = rows.read(policy.model, token[:, None], rows.position, columns)
         rows.since += 1
-    out_ids, out = out_ids[:, :step], out[:, :, :step]
-    kept_rows = [row for row in kv if row is not None]
-    return Decoded(out_ids, lengths, out[0], out[1], out[2], finished, kept_rows)
+    in_order = [kv[row] for row in sorted(kv)]
+    entropy, logprob, logprob_t1 = out[:, :, :step]
+    return Decoded(ids[:, :step], lengths, entropy, logprob, logprob_t1, finished, in_order)

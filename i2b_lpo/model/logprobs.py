@@ -4,12 +4,13 @@ At V = 151,936 the logits of 1024 tokens and their gradients take 3 GB in float3
 model head is applied to a few rows at a time, and the backward pass computes those rows' logits
 again instead of keeping them; both gradients have a closed form.
 
-Not here: sampling (decoding.py), the loss (grpo.py), and averaging gradients over processes
-(loop.py): `policy_logprobs` takes the unwrapped model.
+Not here: sampling (decoding.py), the loss (loss.py), and averaging gradients over processes
+(updating.py): `policy_logprobs` takes the unwrapped model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from i2b_lpo.method.psa import Injection
+from i2b_lpo.method.psa import Injection, tokens_since_fork
 from i2b_lpo.model.inject import check_injectable, injected, slot_mask
+from i2b_lpo.model.padding import mark, right_pad
+from i2b_lpo.model.policy import Policy
 
-__all__ = ["chunked_logprobs", "policy_logprobs"]
+__all__ = ["chunked_logprobs", "policy_logprobs", "row_logprobs"]
 
 
 def _logits(hidden: Tensor, head: Tensor) -> Tensor:
@@ -236,7 +239,7 @@ def policy_logprobs(
             "completion_mask marks a token on padding or with no token before it; mark only new "
             "tokens that follow a prompt token."
         )
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise ValueError(
             "policy_logprobs needs a model whose head is one matrix without bias, as in Qwen2 and "
@@ -287,3 +290,36 @@ def policy_logprobs(
     )
     blank = logp.new_zeros(input_ids.shape)  # (B, T)
     return blank.masked_scatter(new, logp), blank.masked_scatter(new, entropy)
+
+
+def row_logprobs(
+    policy: Policy,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    injection: Injection | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Log π and H of the tokens that follow a context, for B rows (context, tokens), by one pass.
+
+    Teacher forcing at temperature 1, with the gradient that the policy has. With an injection the
+    fork is where the context ends.
+
+    Returns:
+        For each row log π and H of its tokens in nats, (T,).
+
+    Raises:
+        ValueError: see `policy_logprobs`.
+    """
+    spans = [(len(context), len(context) + len(own)) for context, own in rows]
+    ids, attended = right_pad([(*context, *own) for context, own in rows], policy.pad_id)
+    new = mark(spans, ids.shape[1])
+    since = tokens_since_fork(ids.shape[1], torch.tensor([p for p, _ in spans])[:, None])
+    measured = policy_logprobs(
+        policy.model,
+        *(t.to(policy.device) for t in (ids, attended, new)),
+        temperature=1.0,
+        vocab_size=policy.vocab_size,
+        injection=injection,
+        since=since.to(policy.device),
+    )
+    logp, entropy = ([v[at, slice(*span)] for at, span in enumerate(spans)] for v in measured)
+    return logp, entropy

@@ -25,7 +25,6 @@ from i2b_lpo.tasks.maths import BOXED_INSTRUCTION
 from i2b_lpo.trace import Question
 
 __all__ = [
-    "BOXED_INSTRUCTION",
     "BUNDLED",
     "Policy",
     "asset_path",
@@ -39,6 +38,8 @@ BUNDLED = {
     "tiny-base": "the bundled policy before reinforcement learning",
     "tiny-grpo": "the same policy after GRPO to its plateau (collapsed)",
 }
+"""The policies that come with the package, and what each is."""
+
 ARCHITECTURES = ("qwen2", "qwen3")
 INSTRUCTION_FILE = "instruction.txt"  # beside the weights, so that a saved policy is asked alike
 _PLACE = "\ue000"  # a private character that no template writes

@@ -21,8 +21,9 @@ from torch import Tensor
 from i2b_lpo.config import LatentConfig, RunConfig, SampleConfig
 from i2b_lpo.infra.secrets import redact
 from i2b_lpo.infra.weights import check_sums, replaced
-from i2b_lpo.method.latent import SAMPLERS, Gaussian, LatentModel, masked_mean
+from i2b_lpo.method.latent import Gaussian, LatentModel, masked_mean
 from i2b_lpo.method.psa import FUSIONS, Fusion, Injection, Shape, Strength
+from i2b_lpo.method.samplers import SAMPLERS
 from i2b_lpo.model.inject import shape_of
 from i2b_lpo.model.padding import mark, micro_batches, right_pad
 from i2b_lpo.model.policy import BUNDLED, Policy, asset_path, check_finite

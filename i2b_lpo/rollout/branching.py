@@ -6,18 +6,21 @@ rollouts themselves. A branch's context is always its prompt and the stored toke
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from i2b_lpo.config import BranchConfig
 from i2b_lpo.method.entropy import FORK_RULES, choose_fork
-from i2b_lpo.method.latent import SAMPLERS
 from i2b_lpo.method.psa import FUSIONS
+from i2b_lpo.method.samplers import SAMPLERS
 from i2b_lpo.model.cache import KeyValues
-from i2b_lpo.model.decoding import Prefix, Sampling, decode_branches, read_without_z
+from i2b_lpo.model.decoding import Prefix, decode_branches, read_without_z, unread
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.model.steering import Steering
 from i2b_lpo.rollout.rollouts import Reward, records, sample, verified
 from i2b_lpo.trace import Branch, Question, Rollout, Trace
@@ -164,97 +167,105 @@ def branch_out(
     for fork in forks or ():
         if not 0 <= fork.t < len(trees[fork.tree].rollouts[fork.parent]):
             raise ValueError(f"{fork} isn't at a token of its root; t counts from 0.")
-    grown = list(trees)
     latest = [(i, j) for i, tree in enumerate(trees) for j in range(len(tree.rollouts))]
-    refed = [0] * len(grown)
-    kv = dict(kv)  # made without z, of a prefix of each trajectory
+    growth = _Growth(policy, sampling, config, steering, generator, list(trees), dict(kv))
     for number in range(1, config.rounds + 1):
         if forks is not None and number == 1:
             chosen = list(forks)
         else:
-            chosen = choose_forks(grown, latest, config, generator)
-        whole = [
-            (*grown[f.tree].prompt_ids, *grown[f.tree].rollouts[f.parent].ids[: f.t])
-            for f in chosen
-        ]
-        rows = [kv[f.tree, f.parent] for f in chosen]
-        # A branch's own tokens were read with its z: read them again without.
-        short = [
-            i for i, (c, row) in enumerate(zip(whole, rows, strict=True)) if len(row) < len(c) - 1
-        ]
-        if short:
-            segments = [whole[i][len(rows[i]) : -1] for i in short]
-            again = read_without_z(policy, [rows[i] for i in short], segments)
-            for i, segment, row in zip(short, segments, again, strict=True):
-                rows[i] = row
-                refed[chosen[i].tree] += len(segment)
-        prefixes = [Prefix(c, row.crop(len(c) - 1)) for c, row in zip(whole, rows, strict=True)]
-        grown, latest = _grow(
-            policy, grown, chosen, prefixes, number, sampling, config, steering, generator
-        )
-        for at, key in enumerate(latest):
-            kv[key] = prefixes[at // config.branches].kv
+            chosen = choose_forks(growth.trees, latest, config, generator)
+        latest = growth.branch(chosen, number)
     rule = config.rule if forks is None else "given"
+    said = {"fork_rule": rule, "sampler": config.sampler}
     return [
-        replace(t, meta=t.meta | {"fork_rule": rule, "sampler": config.sampler, "refed_tokens": n})
-        for t, n in zip(grown, refed, strict=True)
+        replace(t, meta=t.meta | said | {"refed_tokens": growth.refed[at]})
+        for at, t in enumerate(growth.trees)
     ]
 
 
-def _grow(
-    policy: Policy,
-    trees: Sequence[Trace],
-    forks: Sequence[Fork],
-    prefixes: Sequence[Prefix],
-    number: int,
-    sampling: Sampling,
-    config: BranchConfig,
-    steering: Steering | None,
-    generator: torch.Generator,
-) -> tuple[list[Trace], list[tuple[int, int]]]:
-    """One round: K branches from each fork, appended to their trees; returns where they stand."""
-    steering = None if config.fusion == "none" else steering
-    injection, z = None, None
-    if steering is not None:
-        drawn = steering.draw(
-            policy,
-            [prefix.ids for prefix in prefixes],
-            config.branches,
-            sampler=config.sampler,
-            generator=generator,
+@dataclass
+class _Growth:
+    """Trees that grow round by round, and the keys and values that branches continue from."""
+
+    policy: Policy
+    sampling: Sampling
+    config: BranchConfig
+    steering: Steering | None
+    generator: torch.Generator
+    trees: list[Trace]
+    kv: dict[tuple[int, int], KeyValues]  # made without z, of a prefix of each trajectory
+    refed: Counter[int] = field(default_factory=Counter)  # tokens read again, by tree
+
+    def branch(self, forks: Sequence[Fork], number: int) -> list[tuple[int, int]]:
+        """Round `number`: K branches from each fork, appended to their trees; says where."""
+        prefixes = self._prefixes(forks)
+        steering = None if self.config.fusion == "none" else self.steering
+        z = None if steering is None else self._draw(steering, prefixes)
+        decoded = decode_branches(
+            self.policy,
+            prefixes,
+            [self.sampling.max_new_tokens - fork.t for fork in forks],
+            self.sampling,
+            branches=self.config.branches,
+            injection=None if steering is None or z is None else steering.injection(z),
+            generator=self.generator,
         )
-        z = drawn.flatten(0, 1)  # (B, d_z), branches of one fork as neighbours
-        injection = steering.injection(z)
-    decoded = decode_branches(
-        policy,
-        prefixes,
-        [sampling.max_new_tokens - fork.t for fork in forks],
-        sampling,
-        branches=config.branches,
-        injection=injection,
-        generator=generator,
-    )
-    added: list[list[Rollout]] = [list(tree.rollouts) for tree in trees]
-    where = []
-    for at, own in enumerate(records(policy, decoded)):
-        fork = forks[at // config.branches]
-        branch = Branch(fork.parent, p=len(trees[fork.tree].prompt_ids) + fork.t, round=number)
-        if steering is not None and z is not None:
-            strength = steering.strength
-            branch = replace(
-                branch,
-                fusion=steering.fusion_name,
-                z=tuple(z[at].tolist()),
-                gamma=strength.gamma,
-                decay=strength.decay,
-                version=steering.version,
+        added = [list(tree.rollouts) for tree in self.trees]
+        where = []
+        for at, own in enumerate(records(self.policy, decoded)):
+            fork = forks[at // self.config.branches]
+            tree = self.trees[fork.tree]
+            branch = Branch(fork.parent, p=len(tree.prompt_ids) + fork.t, round=number)
+            if steering is not None and z is not None:
+                branch = _with_z(branch, steering, z[at])
+            key = fork.tree, len(added[fork.tree])
+            where.append(key)
+            self.kv[key] = prefixes[at // self.config.branches].kv
+            joined = _join(self.policy, tree.rollouts[fork.parent], fork.t, own, branch)
+            added[fork.tree].append(joined)
+        self.trees = [replace(t, rollouts=tuple(r)) for t, r in zip(self.trees, added, strict=True)]
+        return where
+
+    def _prefixes(self, forks: Sequence[Fork]) -> list[Prefix]:
+        """The tokens before each fork with their keys and values."""
+        whole = []
+        for fork in forks:
+            tree = self.trees[fork.tree]
+            whole.append((*tree.prompt_ids, *tree.rollouts[fork.parent].ids[: fork.t]))
+        rows = [self.kv[fork.tree, fork.parent] for fork in forks]
+        # A branch's own tokens were read with its z: read them again without.
+        segments = [unread(c, row) for c, row in zip(whole, rows, strict=True)]
+        if short := [i for i, segment in enumerate(segments) if segment]:
+            again = read_without_z(
+                self.policy, [rows[i] for i in short], [segments[i] for i in short]
             )
-        where.append((fork.tree, len(added[fork.tree])))
-        added[fork.tree].append(
-            _join(policy, trees[fork.tree].rollouts[fork.parent], fork.t, own, branch)
+            for i, row in zip(short, again, strict=True):
+                rows[i] = row
+                self.refed[forks[i].tree] += len(segments[i])
+        return [Prefix(c, row) for c, row in zip(whole, rows, strict=True)]
+
+    def _draw(self, steering: Steering, prefixes: Sequence[Prefix]) -> Tensor:
+        """K latents at each prefix, (B, d_z), those of one fork as neighbours."""
+        drawn = steering.draw(
+            self.policy,
+            [prefix.ids for prefix in prefixes],
+            self.config.branches,
+            sampler=self.config.sampler,
+            generator=self.generator,
         )
-    grown = [replace(t, rollouts=tuple(r)) for t, r in zip(trees, added, strict=True)]
-    return grown, where
+        return drawn.flatten(0, 1)
+
+
+def _with_z(branch: Branch, steering: Steering, z: Tensor) -> Branch:
+    """The branch with what its latent was, and how it was injected."""
+    return replace(
+        branch,
+        fusion=steering.fusion_name,
+        z=tuple(z.tolist()),
+        gamma=steering.strength.gamma,
+        decay=steering.strength.decay,
+        version=steering.version,
+    )
 
 
 def _join(policy: Policy, parent: Rollout, t: int, own: Rollout, branch: Branch) -> Rollout:

@@ -19,8 +19,7 @@ from collections.abc import Sequence
 
 import torch
 
-from i2b_lpo.model.logprobs import policy_logprobs
-from i2b_lpo.model.padding import mark, right_pad
+from i2b_lpo.model.logprobs import row_logprobs
 from i2b_lpo.model.policy import Policy
 from i2b_lpo.tasks.domains import judge
 from i2b_lpo.trace import Question, Rollout, Trace
@@ -34,6 +33,7 @@ QUESTION = Question(
     task="shop",
     level=1,
 )
+"""The question of the running example."""
 
 PREFIX = "Split 14\n23*10=230\n23*4=92\n230+92=322\n"
 """What the four have in common: 23*14 = 322. The fork comes next: how to solve 37*6?"""
@@ -44,6 +44,7 @@ FOUR: tuple[str, ...] = (
     PREFIX + "Guess 242\n322+242=564\n\\boxed{564}",
     PREFIX + "Factor 6\n37*2=74\n74*3=222\n322+222=544\n\\boxed{544}",
 )
+"""Its four written solutions, two of them right."""
 
 
 @torch.no_grad()
@@ -73,27 +74,16 @@ def teacher_force(policy: Policy, question: Question, texts: Sequence[str]) -> T
             f"Prompt and text take {width} tokens and {policy.name} has {room} positions; "
             "shorten the text."
         )
-    ids, attended = right_pad([[*prompt, *row] for row in rows], policy.pad_id)
-    new = mark([(len(prompt), len(prompt) + len(row)) for row in rows], width)
-    logp, entropy = (
-        values[:, len(prompt) :].tolist()
-        for values in policy_logprobs(
-            policy.model,
-            ids.to(policy.device),
-            attended.to(policy.device),
-            new.to(policy.device),
-            temperature=1.0,
-            vocab_size=policy.vocab_size,
-        )
-    )
+    measured = row_logprobs(policy, [(prompt, row) for row in rows])
+    logp, entropy = ([tuple(row.tolist()) for row in values] for values in measured)
     verdicts = judge([question] * len(texts), texts)
     rollouts = [
         Rollout(
             ids=tuple(row),
             pieces=policy.pieces(row),
-            entropies=tuple(entropy[at][: len(row)]),
-            logprobs=tuple(logp[at][: len(row)]),
-            logprobs_t1=tuple(logp[at][: len(row)]),
+            entropies=entropy[at],
+            logprobs=logp[at],
+            logprobs_t1=logp[at],
             text=text,
             finished=True,
             reward=float(verdict.reward),

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 
 from i2b_lpo.model.cache import KeyValues
-from i2b_lpo.model.decoding import Decoded, Sampling, decode
+from i2b_lpo.model.decoding import Decoded, decode
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.tasks.domains import judge
 from i2b_lpo.trace import Question, Rollout, Trace
 

@@ -25,12 +25,12 @@ import torch
 
 from i2b_lpo.config import IBConfig
 from i2b_lpo.infra.memory import halving, one_pass
+from i2b_lpo.method.checks import check
 from i2b_lpo.method.filters import FILTERS
 from i2b_lpo.method.grpo import advantages
 from i2b_lpo.method.ib import ESTIMATORS, Evidence, reference_length
-from i2b_lpo.method.names import check_names
-from i2b_lpo.model.logprobs import policy_logprobs
-from i2b_lpo.model.padding import mark, micro_batches, right_pad
+from i2b_lpo.model.logprobs import row_logprobs
+from i2b_lpo.model.padding import micro_batches
 from i2b_lpo.model.policy import Policy
 from i2b_lpo.tasks.domains import domain_named
 from i2b_lpo.trace import Question, Rollout, Trace
@@ -84,7 +84,7 @@ def answer_logprobs(
     domains: Sequence[str] = (),
     micro_tokens: int = 4096,
 ) -> list[float]:
-    r"""Mean log-prob of each answer's tokens after its context: log π(a|context)/|a|.
+    r"""Mean log-prob of each answer's tokens after its context: ``log π(a|context)/|a|``.
 
     The policy reads ``context ‖ \boxed{a}``, tokenised as it would write it; the mean is over the
     tokens that hold a character of ``a}``. Equal rows are passed once.
@@ -109,9 +109,9 @@ def answer_logprobs(
         raise ValueError(f"{len(contexts)} contexts need as many answers, got {len(answers)}.")
     forms = {pair: _answer_form(policy, *pair) for pair in dict.fromkeys(asked)}
     rows = [(tuple(c), forms[pair][0]) for c, pair in zip(contexts, asked, strict=True)]
-    measured = _teacher_force(policy, rows, micro_tokens)
+    found = _measured(policy, rows, micro_tokens)
     means = []
-    for (logp, _), pair in zip(measured, asked, strict=True):
+    for (logp, _), pair in zip(found, asked, strict=True):
         own = logp[forms[pair][1] :]
         means.append(math.fsum(own) / len(own))
     return means
@@ -153,7 +153,7 @@ def conditioned_entropies(
         for prompt in [tuple(policy.prompt_ids(_told(trace.question)))]
         for rollout in trace.rollouts
     ]
-    measured = iter(_teacher_force(policy, rows, micro_tokens))
+    measured = iter(_measured(policy, rows, micro_tokens))
     return [[next(measured)[1] for _ in trace.rollouts] for trace in traces]
 
 
@@ -165,7 +165,7 @@ Row = tuple[tuple[int, ...], tuple[int, ...]]  # what is read, and what is measu
 
 
 @torch.no_grad()
-def _teacher_force(
+def _measured(
     policy: Policy, rows: Sequence[Row], micro_tokens: int
 ) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
     """Log-prob and entropy of each row's second part, at temperature 1."""
@@ -187,26 +187,15 @@ def _passes(
 ) -> dict[Row, tuple[tuple[float, ...], tuple[float, ...]]]:
     found = {}
     for batch in micro_batches(rows, tokens, lambda r: len(r[0]) + len(r[1])):
-        ids, attended = right_pad([context + own for context, own in batch], policy.pad_id)
-        new = mark([(len(a), len(a) + len(b)) for a, b in batch], ids.shape[1])
-        with one_pass(len(batch), ids.numel()):
-            measured = policy_logprobs(
-                policy.model,
-                ids.to(policy.device),
-                attended.to(policy.device),
-                new.to(policy.device),
-                temperature=1.0,
-                vocab_size=policy.vocab_size,
-            )
-        if not all(values.isfinite().all() for values in measured):
+        with one_pass(len(batch), len(batch) * max(len(a) + len(b) for a, b in batch)):
+            logp, entropy = row_logprobs(policy, batch)
+        if not all(row.isfinite().all() for row in (*logp, *entropy)):
             raise FloatingPointError(
                 f"Scoring: the log-probs of {policy.name} are not finite; its weights are damaged "
                 "or its training has diverged, load an earlier one."
             )
-        logp, entropy = (values.tolist() for values in measured)
-        for at, (context, own) in enumerate(batch):
-            part = slice(len(context), len(context) + len(own))
-            found[batch[at]] = tuple(logp[at][part]), tuple(entropy[at][part])
+        for row, own_logp, own_entropy in zip(batch, logp, entropy, strict=True):
+            found[row] = tuple(own_logp.tolist()), tuple(own_entropy.tolist())
     return found
 
 
@@ -232,7 +221,7 @@ def gather_evidence(
         ValueError: an unknown estimator, a rollout without a reward, or a row that exceeds the
             policy's positions.
     """
-    check_names(IBConfig(estimator=estimator))
+    check(IBConfig(estimator=estimator))
     needs = ESTIMATORS[estimator]
     rewards = [torch.tensor(_rewards(trace)) for trace in traces]
     pairs = [(trace, rollout) for trace in traces for rollout in trace.rollouts]
@@ -312,7 +301,7 @@ def filter_traces(traces: Sequence[Trace], settings: IBConfig) -> list[Trace]:
     Raises:
         ValueError: an unknown filter, a rollout without a reward, or a branch without a score.
     """
-    check_names(settings)
+    check(settings)
     filtered = []
     for trace in traces:
         for i in (i for members in trace.branch_sets() for i in members):

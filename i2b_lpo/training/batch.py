@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from i2b_lpo.method.methods import PerToken
+from i2b_lpo.method.psa import tokens_since_fork
 from i2b_lpo.model.padding import mark, right_pad
 from i2b_lpo.trace import Rollout, Trace
 
@@ -21,12 +23,14 @@ class Trajectory:
     Attributes:
         prompt_ids: its prompt.
         rollout: its tokens and their log-probs at sampling.
-        advantage: A.
+        advantage: A, of all its tokens unless `per_token` says more.
         dropped: it takes no part and doesn't count in the denominator.
         start: tokens it has from its parent, which are not trained here.
         old_logprobs: log π_old of its own tokens without z, if they are trained so; else those of
             sampling hold.
         weights: factor on the surrogate of each of its own tokens; None is 1.
+        per_token: A of each of its own tokens, where the method tells them apart.
+        ready: prepared by `without_z`: its weights hold the ratio of π_old without and with z.
     """
 
     prompt_ids: tuple[int, ...]
@@ -36,6 +40,8 @@ class Trajectory:
     start: int = 0
     old_logprobs: tuple[float, ...] | None = None
     weights: tuple[float, ...] | None = None
+    per_token: tuple[float, ...] | None = None
+    ready: bool = False
 
     @property
     def z(self) -> tuple[float, ...]:
@@ -47,6 +53,11 @@ class Trajectory:
         """How many tokens are its own: Σ_t m."""
         return len(self.rollout) - self.start
 
+    @property
+    def active(self) -> bool:
+        """Whether any of its tokens has an advantage."""
+        return bool(self.advantage) if self.per_token is None else any(self.per_token)
+
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.rollout)
 
@@ -56,69 +67,106 @@ class Batch:
     """Trajectories as right-padded tensors, (B, T); `mask` is True on new tokens only.
 
     `weights` multiply the surrogate, `since` is s (negative before the fork and on roots), `z` the
-    latents, (B, d_z); None if no trajectory has one or all are trained without.
+    latents, (B, d_z); None if no trajectory has one.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     mask: Tensor
     old_logp: Tensor
-    advantages: Tensor  # (B,)
+    advantages: Tensor
     weights: Tensor
     since: Tensor
     z: Tensor | None = None
 
 
 def trajectories_of(
-    traces: Sequence[Trace], advantages: Tensor, *, dropped: Sequence[bool] | None = None
+    traces: Sequence[Trace],
+    advantages: Tensor,
+    *,
+    per_token: PerToken | None = None,
+    weights: PerToken | None = None,
+    dropped: Sequence[bool] | None = None,
 ) -> list[Trajectory]:
-    """Pair every trajectory with its advantage; `advantages` is (Q, G), `dropped` one flag a group.
+    """Pair every trajectory with its advantages; one that the filter pruned is dropped.
 
-    A trajectory that the filter pruned is dropped too.
+    Args:
+        traces: the trees of Q questions.
+        advantages: A, (Q, G).
+        per_token: A of each token, see `i2b_lpo.method.Method`; None: as `advantages` says.
+        weights: a factor on each token's surrogate, likewise; None is 1.
+        dropped: one flag a question: its group takes no part.
+
+    Raises:
+        ValueError: a trajectory hasn't one advantage, or one weight, for each of its tokens.
     """
     flags = dropped or [False] * len(traces)
+    rows = advantages.tolist()
     trajectories = []
-    for trace, row, flag in zip(traces, advantages.tolist(), flags, strict=True):
+    for at, (trace, row, flag) in enumerate(zip(traces, rows, flags, strict=True)):
         for i, (rollout, advantage) in enumerate(zip(trace.rollouts, row, strict=True)):
-            out = flag or not rollout.kept
+            out, start = flag or not rollout.kept, trace.start(i)
             trajectories.append(
                 Trajectory(
-                    trace.prompt_ids, rollout, 0.0 if out else advantage, out, trace.start(i)
+                    trace.prompt_ids,
+                    rollout,
+                    0.0 if out else advantage,
+                    out,
+                    start,
+                    weights=_own(weights, "weights", trace, at, i),
+                    per_token=None if out else _own(per_token, "advantages", trace, at, i),
                 )
             )
     return trajectories
+
+
+def _own(
+    numbers: PerToken | None, name: str, trace: Trace, at: int, i: int
+) -> tuple[float, ...] | None:
+    """Those of a trajectory's own tokens."""
+    if numbers is None:
+        return None
+    found, length = numbers[at][i], len(trace.rollouts[i])
+    if len(found) != length:
+        raise ValueError(
+            f"Trajectory {i} of question {trace.question.id} has {length} tokens and "
+            f"{len(found)} {name}; give one for each token, those before the fork included."
+        )
+    return tuple(found[trace.start(i) :])
 
 
 def pack(
     trajectories: Sequence[Trajectory], pad_id: int, device: torch.device | str = "cpu"
 ) -> Batch:
     """Right-pad trajectories into one batch: column t of every tensor is token t."""
-    ids, attention = right_pad([(*s.prompt_ids, *s.rollout.ids) for s in trajectories], pad_id)
+    ids, attention = right_pad([(*t.prompt_ids, *t.rollout.ids) for t in trajectories], pad_id)
     width = ids.shape[1]
-    mask = mark([(len(s) - s.new_tokens, len(s)) for s in trajectories], width).bool()
-    old, factors = torch.zeros(ids.shape), torch.ones(ids.shape)
-    since = torch.full(ids.shape, -1)
-    size = max((len(s.z) for s in trajectories), default=0)
-    z = torch.zeros(
-        len(trajectories), size, dtype=torch.float64
-    )  # as recorded; the fusion narrows it
+    mask = mark([(len(t) - t.new_tokens, len(t)) for t in trajectories], width).bool()
+    old, advantages = torch.zeros(2, *mask.shape)
+    weights = torch.ones(mask.shape)
+    since = torch.full(mask.shape, -1)
+    size = max((len(t.z) for t in trajectories), default=0)
+    z = torch.zeros(len(trajectories), size, dtype=torch.float64)  # as recorded; the fusion narrows
     for row, trajectory in enumerate(trajectories):
         own = trajectory.old_logprobs or trajectory.rollout.logprobs[trajectory.start :]
         old[row, mask[row]] = torch.tensor(own)
+        per_token = trajectory.per_token
+        advantages[row, mask[row]] = torch.tensor(
+            trajectory.advantage if per_token is None else per_token
+        )
         if trajectory.weights is not None:
-            factors[row, mask[row]] = torch.tensor(trajectory.weights)
+            weights[row, mask[row]] = torch.tensor(trajectory.weights)
         branch = trajectory.rollout.branch
         if branch is not None and branch.z:
-            since[row] = torch.arange(width) - (branch.p - 1)
             z[row] = torch.tensor(branch.z, dtype=torch.float64)
-    advantages = torch.tensor([trajectory.advantage for trajectory in trajectories])
+            since[row] = tokens_since_fork(width, branch.p)
     return Batch(
         input_ids=ids.to(device),
         attention_mask=attention.to(device),
         mask=mask.to(device),
         old_logp=old.to(device),
         advantages=advantages.to(device),
-        weights=factors.to(device),
+        weights=weights.to(device),
         since=since.to(device),
         z=z.to(device) if size else None,
     )

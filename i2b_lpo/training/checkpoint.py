@@ -32,8 +32,8 @@ from i2b_lpo.infra.files import staged
 from i2b_lpo.infra.secrets import redact
 from i2b_lpo.infra.weights import file_sum
 from i2b_lpo.tasks.task import Task
+from i2b_lpo.training.learner import Learner
 from i2b_lpo.training.processes import gathered, scatter_like
-from i2b_lpo.training.updating import Learner
 
 __all__ = ["Checkpoint", "newest_checkpoint", "restore", "save_checkpoint"]
 
@@ -145,7 +145,7 @@ def restore(learner: Learner, task: Task, checkpoint: Checkpoint) -> list[dict[s
     """
     _refuse_other(learner, task, checkpoint)
     weights, moments = (load_file(checkpoint.folder / name) for name in (WEIGHTS, OPTIMIZER))
-    parameters = _trained(learner)
+    parameters = learner.trained()
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     if shapes != {name: tuple(t.shape) for name, t in weights.items()}:
         raise ValueError(
@@ -169,15 +169,10 @@ def restore(learner: Learner, task: Task, checkpoint: Checkpoint) -> list[dict[s
 # --- what is saved ------------------------------------------------------------------------------
 
 
-def _trained(learner: Learner) -> dict[str, Tensor]:
-    scorer = learner.accelerator.unwrap_model(learner.scorer)
-    return {name: p for name, p in scorer.named_parameters() if p.requires_grad}
-
-
 def _tensors(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The trained weights and their moments, whole, on the CPU; every process takes part."""
     weights, moments = {}, {}
-    for name, parameter in _trained(learner).items():
+    for name, parameter in learner.trained().items():
         weights[name] = gathered(parameter)
         for moment, tensor in learner.optimizer.state.get(parameter, {}).items():
             moments[f"{name}/{moment}"] = gathered(tensor)

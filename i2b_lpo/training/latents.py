@@ -23,10 +23,9 @@ from i2b_lpo.method.entropy import choose_fork
 from i2b_lpo.method.latent import Elbo, cluster_weights, elbo, kl_per_dimension, selector_log_prob
 from i2b_lpo.method.probe import active_units, mutual_information, shuffled_information
 from i2b_lpo.method.psa import Injection, Strength
-from i2b_lpo.model.decoding import Sampling
-from i2b_lpo.model.logprobs import policy_logprobs
-from i2b_lpo.model.padding import mark, right_pad
+from i2b_lpo.model.logprobs import row_logprobs
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.model.steering import Steering, embed_pairs, new_steering
 from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.tasks.task import Task
@@ -131,18 +130,9 @@ def continuation_logprobs(
     policy: Policy, examples: Sequence[Example], injection: Injection | None, horizon: int
 ) -> Tensor:
     """Log π(continuation|c, z) of each example, summed over its first `horizon` tokens, (B,)."""
-    rows = [(*e.prefix, *e.rest[:horizon]) for e in examples]
-    ids, attended = right_pad(rows, policy.pad_id)
-    p = torch.tensor([len(e.prefix) for e in examples])
-    new = mark([(len(e.prefix), len(r)) for e, r in zip(examples, rows, strict=True)], ids.shape[1])
-    # The row of token p − 1 predicts the first token of the continuation.
-    since = torch.arange(ids.shape[1]) - (p[:, None] - 1)
-    ids, attended, new, since = (t.to(policy.device) for t in (ids, attended, new, since))
-    logp, _ = policy_logprobs(
-        policy.model, ids, attended, new,
-        temperature=1.0, vocab_size=policy.vocab_size, injection=injection, since=since,
-    )  # fmt: skip
-    return logp.sum(1)
+    rows = [(e.prefix, e.rest[:horizon]) for e in examples]
+    logp, _ = row_logprobs(policy, rows, injection=injection)
+    return torch.stack([own.sum() for own in logp])
 
 
 def _kinds(examples: Sequence[Example], embeddings: Tensor, seed: int) -> list[str]:
@@ -274,7 +264,7 @@ def _steer(
 
 def _step(optimizer: torch.optim.Optimizer, result: Elbo) -> None:
     optimizer.zero_grad(set_to_none=True)
-    result.loss.backward()  # type: ignore[no-untyped-call]
+    result.loss.backward()
     for group in optimizer.param_groups:
         torch.nn.utils.clip_grad_norm_(group["params"], 10.0)
     optimizer.step()

@@ -67,6 +67,7 @@ __all__ = [
 ]
 
 Reason = Literal["correct", "partly", "wrong", "no_answer", "unparsable", "timeout", "too_long"]
+"""Why a verdict is what it is, see `Verdict`."""
 
 MAX_CHARACTERS = 2000  # of an answer; the longest among MATH's 8,000 has 159
 

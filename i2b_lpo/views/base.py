@@ -225,11 +225,11 @@ class View:
         data = self.figure.to_json()
         part = markup.figure(
             name or f"figure-{zlib.crc32(data.encode()):08x}",
-            data=data,
-            config=json.dumps(CONFIG | {"responsive": True}),
+            data=json.loads(data),
+            config=CONFIG | {"responsive": True},
             height=int(self.figure.layout.height or 450),
             words=self.description,
-            caption=markup.text(caption),
+            caption=caption,
             numbers=self.table,
         )
         return markup.page(self.description.split(":")[0], part) if include_js else part

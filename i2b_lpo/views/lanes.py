@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from i2b_lpo.trace import Trace
 
-__all__ = ["Fork", "forks_of", "lanes_of", "nesting", "order_of"]
+__all__ = ["Fork", "Layout", "forks_of", "lanes_of", "layout_of", "nesting", "order_of"]
 
+ACROSS = 640  # pixels that the token axis has in a notebook, about
 ROOM = 0.4  # lanes are 1 apart, and so much more before a root
 
 
@@ -21,6 +22,37 @@ class Fork:
     t: int
     entropy: float | None
     members: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything of a tree stands.
+
+    Attributes:
+        forks: in the order of their branch sets.
+        order: the trajectories from top to bottom.
+        lane: trajectory → its height, from 0 down, in this order.
+        longest: tokens of the longest trajectory, at least 1.
+        pixel: tokens in one pixel.
+        stems: (parent, t) of each fork → where its line goes down, in tokens.
+    """
+
+    forks: list[Fork]
+    order: list[int]
+    lane: dict[int, float]
+    longest: int
+    pixel: float
+    stems: dict[tuple[int, int], float]
+
+
+def layout_of(trace: Trace) -> Layout:
+    """The layout of a tree of at least one trajectory."""
+    forks = forks_of(trace)
+    order = order_of(trace, forks)
+    longest = max(1, *map(len, trace.rollouts))
+    pixel = longest / ACROSS
+    stems = {(f.parent, f.t): f.t - 9 * pixel * nesting(forks, f) for f in forks}
+    return Layout(forks, order, lanes_of(trace, order), longest, pixel, stems)
 
 
 def forks_of(trace: Trace) -> list[Fork]:

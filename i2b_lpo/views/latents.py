@@ -65,21 +65,7 @@ def latent_map(
         between += len(rows) * float(np.square(centred[rows].mean(0)).sum()) / total
         mean = place[rows].mean(0)
         centres.append((name, style, float(mean[0]), float(mean[1])))
-        figure.add_scatter(
-            x=place[rows, 0].tolist(),
-            y=place[rows, 1].tolist(),
-            mode="markers",
-            name=f"{escape(name, 24)} ({len(rows)})",
-            marker={
-                "color": style.colour,
-                "symbol": style.symbol,
-                "size": 8,
-                "opacity": 0.75,
-                "line": {"color": INK, "width": 0.6},
-            },
-            hovertext=[_hover(name, z[row]) for row in rows],
-            hoverinfo="text",
-        )
+        _points(figure, name, style, place[rows], z[rows])
         shown = tuple(signed(float(value), 2) for value in mean)
         said.append(f"{name} {len(rows)}, mean ({', '.join(shown)})")
         table.append((name, str(len(rows)), *shown))
@@ -132,6 +118,25 @@ def _marked(here: Sequence[float] | npt.NDArray[Any], d_z: int) -> Array:
     if z.shape != (d_z,) or not np.isfinite(z).all():
         raise ValueError(f"The latent to mark needs {d_z} finite numbers, got shape {z.shape}.")
     return z
+
+
+def _points(figure: go.Figure, name: str, style: Style, place: Array, z: Array) -> None:
+    """The latents of one label: `place` (n, 2) on the map, `z` (n, d_z) to point at."""
+    figure.add_scatter(
+        x=place[:, 0].tolist(),
+        y=place[:, 1].tolist(),
+        mode="markers",
+        name=f"{escape(name, 24)} ({len(z)})",
+        marker={
+            "color": style.colour,
+            "symbol": style.symbol,
+            "size": 8,
+            "opacity": 0.75,
+            "line": {"color": INK, "width": 0.6},
+        },
+        hovertext=[_hover(name, latent) for latent in z],
+        hoverinfo="text",
+    )
 
 
 def _mark(figure: go.Figure, x: float, y: float) -> None:

@@ -183,7 +183,7 @@ class BranchExplorer(Widget):
 
         from i2b_lpo.config import BranchConfig, IBConfig
         from i2b_lpo.method.psa import Strength
-        from i2b_lpo.model.decoding import Sampling
+        from i2b_lpo.model.sampling import Sampling
         from i2b_lpo.rollout.branching import grow_trees
         from i2b_lpo.rollout.scoring import filter_traces, score_traces
         from i2b_lpo.tasks.loading import own_question

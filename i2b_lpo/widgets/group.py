@@ -69,7 +69,7 @@ class GroupDesigner(Widget):
         import torch
 
         from i2b_lpo.method.grpo import VARIANTS, informative_groups
-        from i2b_lpo.training.loop import advantages_of, reward_table
+        from i2b_lpo.training.step import advantages_of, reward_table
 
         pairs = zip(self.trace.rollouts, self.rewards, strict=True)
         rollouts = tuple(replace(rollout, reward=float(box.value)) for rollout, box in pairs)
@@ -94,7 +94,8 @@ class GroupDesigner(Widget):
         """The loss at ρ = 1, and the push on each token of a rollout."""
         import torch
 
-        from i2b_lpo.method.grpo import VARIANTS, loss_normaliser, policy_loss
+        from i2b_lpo.method.grpo import VARIANTS
+        from i2b_lpo.method.loss import loss_normaliser, policy_loss
         from i2b_lpo.model.padding import mark
 
         if self._dropped:

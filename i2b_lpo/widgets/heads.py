@@ -81,26 +81,7 @@ class HeadExplorer(Widget):
         if not latents:
             raise ValueError("Give the head explorer at least one latent.")
         self._latents = dict(latents)
-        layers = policy.model.config.num_hidden_layers
-        heads = policy.model.config.num_attention_heads
-        self.latent = control(
-            ipywidgets.Dropdown, "z", "Which latent acts",
-            options=[(visible(name, 40), name) for name in self._latents],
-        )  # fmt: skip
-        self.gamma = control(
-            ipywidgets.FloatSlider, "γ_0", "Strength of z at the fork",
-            min=0, max=1, step=0.05, value=steering.strength.gamma, continuous_update=False,
-        )  # fmt: skip
-        self.since = control(
-            ipywidgets.IntSlider, "s, tokens since", "Which row: 0 decides the token at the fork",
-            min=0, max=len(self._ids) - self._p, continuous_update=False,
-        )  # fmt: skip
-        self.layer = control(
-            ipywidgets.IntSlider, "Layer", "Which layer; or click the grid", max=layers - 1
-        )
-        self.head = control(
-            ipywidgets.IntSlider, "Head", "Which head of it; or click the grid", max=heads - 1
-        )
+        self._make_controls()
         self.grid, self.detail = Clickable(self._clicked), Shown()
         self._without = self._attend(None)
         for part in (self.latent, self.gamma):
@@ -120,25 +101,50 @@ class HeadExplorer(Widget):
         at = divmod(int((slot - 0.5).abs().argmin()), slot.shape[1])
         self.layer.value, self.head.value = at
 
+    def _make_controls(self) -> None:
+        layers = self._policy.model.config.num_hidden_layers
+        heads = self._policy.model.config.num_attention_heads
+        self.latent = control(
+            ipywidgets.Dropdown, "z", "Which latent acts",
+            options=[(visible(name, 40), name) for name in self._latents],
+        )  # fmt: skip
+        self.gamma = control(
+            ipywidgets.FloatSlider, "γ_0", "Strength of z at the fork",
+            min=0, max=1, step=0.05, value=self._steering.strength.gamma, continuous_update=False,
+        )  # fmt: skip
+        self.since = control(
+            ipywidgets.IntSlider, "s, tokens since", "Which row: 0 decides the token at the fork",
+            min=0, max=len(self._ids) - self._p, continuous_update=False,
+        )  # fmt: skip
+        self.layer = control(
+            ipywidgets.IntSlider, "Layer", "Which layer; or click the grid", max=layers - 1
+        )
+        self.head = control(
+            ipywidgets.IntSlider, "Head", "Which head of it; or click the grid", max=heads - 1
+        )
+
     def _attend(self, injection: Injection | None) -> Tensor:
         """Weights of the rows from p−1 on, (layers, heads, rows, 1 + T); column 0 is the slot."""
         import torch
 
+        from i2b_lpo.method.psa import tokens_since_fork
         from i2b_lpo.model.inject import injected, slot_mask
 
-        model, p = self._policy.model, self._p
+        model = self._policy.model
         ids = torch.tensor([self._ids], device=self._policy.device)
         place = torch.arange(ids.shape[1], device=ids.device)[None]
         mask, log_gamma = torch.ones_like(ids), torch.zeros(ids.shape, device=ids.device)
         if injection is not None:
-            log_gamma = injection.strength.log_gamma(place - (p - 1), model.dtype)
+            since = tokens_since_fork(ids.shape[1], self._p)[None].to(ids.device)
+            log_gamma = injection.strength.log_gamma(since, model.dtype)
             mask = slot_mask(mask, log_gamma, model.dtype)
         with torch.no_grad(), _eager(model), injected(model, injection, log_gamma):
             out = model(
                 ids, attention_mask=mask, position_ids=place, use_cache=False,
                 output_attentions=True,
             )  # fmt: skip
-        rows = torch.stack(out.attentions)[:, 0, :, p - 1 :].double()
+        after = (tokens_since_fork(ids.shape[1], self._p) >= 0).nonzero()[:, 0]
+        rows = torch.stack(out.attentions)[:, 0][:, :, after].double()
         return torch.nn.functional.pad(rows, (1, 0)) if injection is None else rows
 
     def _compute(self, change: Any = None) -> None:

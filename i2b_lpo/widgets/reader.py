@@ -86,7 +86,7 @@ class EntropyReader(Widget):
     def _read(self, button: Any) -> None:
         import torch
 
-        from i2b_lpo.model.decoding import Sampling
+        from i2b_lpo.model.sampling import Sampling
         from i2b_lpo.rollout.rollouts import roll_out
         from i2b_lpo.tasks.loading import own_question
 

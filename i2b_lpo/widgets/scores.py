@@ -54,14 +54,14 @@ class ScoreDesigner(Widget):
         evidence: Sequence[Sequence[Evidence]],
         settings: IBConfig | None = None,
     ) -> None:
+        from i2b_lpo.method.checks import check
         from i2b_lpo.method.filters import FILTERS
-        from i2b_lpo.method.names import check_names
 
         super().__init__()
         self._start, self._evidence = settings or IBConfig(), evidence
         self.traces = list(traces)
         start, sizes = self._start, [len(s) for trace in traces for s in trace.branch_sets()]
-        check_names(start)
+        check(start)
         if not sizes:
             raise ValueError("No tree has a branch to keep or prune; grow branches first.")
         if not _fit(self.traces, evidence, start):

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from i2b_lpo.model.policy import Policy
     from i2b_lpo.model.steering import Steering
     from i2b_lpo.tasks.task import Task
-    from i2b_lpo.training.loop import StepRecord
-    from i2b_lpo.training.updating import Learner
+    from i2b_lpo.training.learner import Learner
+    from i2b_lpo.training.step import StepRecord
 
 __all__ = ["TrainingDashboard"]
 

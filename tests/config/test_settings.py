@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from test_cli import lines, refused, run
 from tiny import tiny_policy
 from transformers import AutoModelForCausalLM
@@ -27,7 +26,6 @@ import i2b_lpo
 from i2b_lpo.cli import _parser
 from i2b_lpo.commands import BASES
 from i2b_lpo.config import (
-    METHODS,
     PRESETS,
     BranchConfig,
     EvaluateConfig,
@@ -44,7 +42,9 @@ from i2b_lpo.config import (
     read_run,
     write_run,
 )
+from i2b_lpo.method.methods import METHODS, with_method
 from i2b_lpo.tasks.benchmarks import BENCHMARKS
+from i2b_lpo.tour import run_of
 from i2b_lpo.training.loop import train
 
 Capture = pytest.CaptureFixture[str]
@@ -76,25 +76,25 @@ OWN = {
 @pytest.mark.parametrize("name", OWN)
 def test_the_last_method_alone_counts(name: str) -> None:
     base = OWN[name]
-    plain = {method: base.with_method(method) for method in METHODS}
+    alone = {method: with_method(base, method) for method in METHODS}
     for first, last in itertools.product(METHODS, METHODS):
-        assert base.with_method(first).with_method(last) == plain[last], (first, last)
-    assert {made.group for made in plain.values()} == {base.group}
-    grpo, whole = (flat(plain[method]) for method in METHODS)
-    owned = {"rollout.rollouts", "grpo.alpha", "grpo.train_psa"}
+        assert with_method(with_method(base, first), last) == alone[last], (first, last)
+    assert {made.group for made in alone.values()} == {base.group}
+    grpo, whole = (flat(alone[method]) for method in METHODS)
+    owned = {"method", "rollout.rollouts", "grpo.alpha", "grpo.train_psa"}
     owned |= {k for k in grpo if k.startswith(("branch.", "ib."))}
     kept = {k: v for k, v in flat(base).items() if k not in owned}
     for made in (grpo, whole):
         assert {k: v for k, v in made.items() if k not in owned} == kept
     defaults = flat(RunConfig())
     for key in owned - {"rollout.rollouts"}:
-        assert grpo[key] == defaults[key], f"not plain GRPO: {key}"
+        assert grpo[key] == defaults[key], f"not GRPO: {key}"
     assert grpo["rollout.rollouts"] == base.group
 
 
 def test_a_presets_whole_method_goes_back_to_the_preset() -> None:
     for base in PRESETS.values():
-        assert base.with_method("i2b-lpo").with_method("grpo") == base
+        assert with_method(with_method(base, "i2b-lpo"), "grpo") == base
 
 
 def test_the_groups_size_counts_every_round() -> None:
@@ -170,19 +170,23 @@ def test_a_method_beats_the_file_and_set_beats_the_method(tmp_path: Path) -> Non
     write_run(replace(RunConfig(), steps=4), tmp_path, "train")
     with pytest.warns(UserWarning, match=r"--method i2b-lpo sets anew .*branch\.branches 0 → 3"):
         found = compose(
-            RunConfig(), file=tmp_path / "run.toml", method="i2b-lpo", sets=["ib.keep=1"],
+            RunConfig(),
+            file=tmp_path / "run.toml",
+            method="i2b-lpo",
+            with_method=with_method,
+            sets=["ib.keep=1"],
             named={"branch.latents": "mine"},
-        )  # fmt: skip
-    expected = replace(RunConfig(), steps=4).with_method("i2b-lpo")
+        )
+    expected = with_method(replace(RunConfig(), steps=4), "i2b-lpo")
     expected = replace(expected, ib=IBConfig(keep=1))
     assert found == replace(expected, branch=replace(expected.branch, latents="mine"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing of the file was lost
-        compose(RunConfig(), file=tmp_path / "run.toml", method="grpo")
+        compose(RunConfig(), file=tmp_path / "run.toml", method="grpo", with_method=with_method)
 
 
 def test_values_are_changed_together() -> None:
-    ours = RunConfig().with_method("i2b-lpo")
+    ours = with_method(RunConfig(), "i2b-lpo")
     found = compose(ours, sets=["ib.estimator=none", "ib.filter=none"])  # alone, the first is wrong
     assert found.ib.estimator == "none"
 
@@ -195,8 +199,9 @@ def test_values_are_changed_together() -> None:
     [
         ("train", ["grpo.micro_token=200"], "no setting 'grpo.micro_token'; did you mean grpo.mi"),
         ("train", ["micro_tokens=200"], "no setting 'micro_tokens'; did you mean grpo.micro_"),
-        ("train", ["rollouts=2"], "did you mean rollout.rollouts or branch.branches"),
-        ("train", ["zzz=2"], "no setting 'zzz'; choose one of policy, task, data, device, seed"),
+        ("train", ["rollouts=2"], "did you mean rollout.rollouts"),
+        ("train", ["method=i2b-lpo"], "give --method i2b-lpo instead, which also sets what"),
+        ("train", ["zzz=2"], "no setting 'zzz'; choose one of method, policy, task, data, device"),
         ("train", ["grpo=2"], "grpo is a section; name one of grpo.variant, grpo.alpha"),
         ("train", ["steps"], "write it like --set steps=VALUE"),
         ("train", ["=5"], "no setting ''"),
@@ -448,28 +453,56 @@ def test_a_pretraining_writes_its_file(
 
 def test_info_writes_a_file_that_trains(home: Path, tmp_path: Path, capsys: Capture) -> None:
     words = ("--preset", "qwen2.5-7b", "--method", "i2b-lpo", "--set", "rollout.batch=7")
-    assert run("info", *words) == 0
+    assert run("info", *words, "--toml") == 0
     (tmp_path / "mine.toml").write_text(capsys.readouterr().out, encoding="utf-8")
-    expected = preset("qwen2.5-7b").with_method("i2b-lpo")
+    expected = with_method(preset("qwen2.5-7b"), "i2b-lpo")
     expected = replace(expected, rollout=replace(expected.rollout, batch=7))
     assert compose(RunConfig(), file=tmp_path / "mine.toml") == expected
 
 
-def test_a_folder_of_an_earlier_version_is_refused(
-    home: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("file", "text", "version"),
+    [
+        ("config.json", "{}", "0.1"),
+        ("run.toml", "steps = 3\n[rollout]\nsamples = 4\n", "0.1"),
+        ("run.toml", 'version = "0.1.7"\nsteps = 3\n', "0.1.7"),
+        ("run.toml", 'version = "99.0.0"\nsteps = 3\n', "99.0.0"),
+    ],
+)
+def test_a_run_of_another_version_is_refused(
+    file: str, text: str, version: str, home: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     old = tmp_path / "old"
     shutil.copytree(home / "policy", old / "policy")
-    (old / "config.json").write_text("{}", encoding="utf-8")
+    (old / file).write_text(text, encoding="utf-8")
     (old / "metrics.jsonl").write_text("", encoding="utf-8")
     before = sorted(old.rglob("*"))
-    hint = f"{old} holds a run of version 0.1 of i2b_lpo, whose settings have other names than"
+    hint = f"{old} holds a run of version {version} of i2b_lpo, whose settings have other"
     small = ("--policy", home / "policy", "--steps", 1)
     refused(capsys, hint, "train", *small, "--resume", "--output", old)
     refused(capsys, hint, "export", old, tmp_path / "card")
     shutil.copytree(old, tmp_path / "tour" / "grpo")
-    refused(capsys, "config.json of an earlier", "tour", "--output", tmp_path / "tour")
+    hint = f"holds a run of version {version} of i2b_lpo"
+    refused(capsys, hint, "tour", "--output", tmp_path / "tour")
     assert sorted(old.rglob("*")) == before and not (tmp_path / "card").exists()
+
+
+def test_a_run_says_its_version_and_its_method(tmp_path: Path) -> None:
+    run = with_method(RunConfig(), "i2b-lpo")
+    write_run(run, tmp_path, "train")
+    data = tomllib.loads((tmp_path / "run.toml").read_text("utf-8"))
+    assert (data["version"], data["method"]) == (i2b_lpo.__version__, "i2b-lpo")
+    (tmp_path / "run.toml").write_text(
+        (tmp_path / "run.toml").read_text("utf-8").replace(i2b_lpo.__version__, "0.2.99")
+    )
+    assert read_run(tmp_path) == run  # another patch of the same version
+
+
+def test_a_file_that_names_a_method_means_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('method = "i2b-lpo"\n[ib]\nkeep = 1\n', encoding="utf-8")
+    found = compose(RunConfig(), file=tmp_path / "mine.toml", with_method=with_method)
+    whole = with_method(RunConfig(), "i2b-lpo")
+    assert found == replace(whole, ib=replace(whole.ib, keep=1))
 
 
 # --- secrets --------------------------------------------------------------------------------------
@@ -522,7 +555,7 @@ def spoken() -> list[tuple[str, str]]:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append((file.name, node.value))
             elif isinstance(node, ast.JoinedStr):
-                parts = (p.value if isinstance(p, ast.Constant) else "…" for p in node.values)
+                parts = (str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values)
                 found.append((file.name, "".join(parts)))
     return found
 
@@ -635,15 +668,15 @@ def test_help_lists_the_tasks_there_are(capsys: Capture) -> None:
 
 
 def _tour_defaults() -> RunConfig:
-    return TourConfig().run("grpo")
+    return run_of(TourConfig(), "grpo")
 
 
 def test_the_tour_starts_from_the_preset() -> None:
     tiny = preset("tiny")
     grpo = _tour_defaults()
-    assert replace(grpo, checkpoint=tiny.checkpoint) == tiny.with_method("grpo")
-    ours = TourConfig(latents="mine").run("i2b-lpo")
-    expected = tiny.with_method("i2b-lpo")
+    assert replace(grpo, checkpoint=tiny.checkpoint) == with_method(tiny, "grpo")
+    ours = run_of(TourConfig(latents="mine"), "i2b-lpo")
+    expected = with_method(tiny, "i2b-lpo")
     branch = replace(expected.branch, latents="mine")
     assert replace(ours, checkpoint=tiny.checkpoint) == replace(expected, branch=branch)
 

@@ -14,7 +14,7 @@ from tiny import tiny_policy
 
 from i2b_lpo.evaluation.measuring import Evaluation, StrategyUse, entropy_profile, evaluate, measure
 from i2b_lpo.method.metrics import bootstrap_interval, paired_differences
-from i2b_lpo.model.decoding import Sampling
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.tasks.domains import DOMAINS
 from i2b_lpo.tasks.labels import Labels, Use

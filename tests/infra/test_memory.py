@@ -22,18 +22,20 @@ from tiny import tiny_policy
 from torch import Tensor
 
 import i2b_lpo.infra.memory
-import i2b_lpo.rollout.scoring
+import i2b_lpo.model.logprobs
+import i2b_lpo.training.learner
 import i2b_lpo.training.updating
 from i2b_lpo.config import BranchConfig, IBConfig, RolloutConfig
 from i2b_lpo.infra.memory import OutOfMemory, halving, lowering, ran_out
-from i2b_lpo.model.decoding import Sampling
 from i2b_lpo.model.logprobs import policy_logprobs
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.rollout.scoring import score_traces
 from i2b_lpo.trace import Branch, Trace
 from i2b_lpo.training.batch import Trajectory
-from i2b_lpo.training.updating import Learner, build_learner, update, without_z
+from i2b_lpo.training.learner import Learner, build_learner
+from i2b_lpo.training.updating import update, without_z
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
 CPU = RuntimeError(
@@ -115,7 +117,7 @@ def three_steps(
     for step in range(3):
         with pytest.MonkeyPatch.context() as patch:
             if limit is not None and step == 1:
-                patch.setattr(i2b_lpo.training.updating, "policy_logprobs", limit)
+                patch.setattr(i2b_lpo.training.learner, "policy_logprobs", limit)
             found.append((update(learner, samples, step=step), state_of(learner)))
     return found
 
@@ -187,7 +189,7 @@ def test_branches_are_prepared_in_smaller_passes(monkeypatch: pytest.MonkeyPatch
     learner, ready = branches()
     raw = [replace(s, old_logprobs=None, weights=None) for s in ready]
     limit = Limit(150, CUDA)
-    monkeypatch.setattr(i2b_lpo.training.updating, "policy_logprobs", limit)
+    monkeypatch.setattr(i2b_lpo.training.learner, "policy_logprobs", limit)
     with pytest.warns(UserWarning, match=r"Out of memory at 200 .*grpo\.micro_tokens=100"):
         found = without_z(learner, raw)
     assert max(limit.passes) > 150 and any(s.weights for s in ready)
@@ -205,7 +207,7 @@ def test_each_size_is_named_once() -> None:
         warnings.simplefilter("default")
         for _ in range(3):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(i2b_lpo.training.updating, "policy_logprobs", Limit(250, CUDA))
+                patch.setattr(i2b_lpo.training.learner, "policy_logprobs", Limit(250, CUDA))
                 update(learner, samples)
     assert len([w for w in told if "Out of memory" in str(w.message)]) == 1
 
@@ -218,7 +220,7 @@ def test_one_trajectory_that_does_not_fit_is_refused_before_any_change(backward:
     longest = max(len(s) for s in samples if s.advantage)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True):
         limit = Limit(longest - 1, CUDA, backward=backward)
-        patch.setattr(i2b_lpo.training.updating, "policy_logprobs", limit)
+        patch.setattr(i2b_lpo.training.learner, "policy_logprobs", limit)
         with pytest.raises(OutOfMemory) as caught:
             update(learner, samples)
     assert str(caught.value) == (
@@ -238,7 +240,7 @@ def test_other_errors_are_not_repeated(error: Exception, monkeypatch: pytest.Mon
     learner, samples = grpo()
     before = state_of(learner)
     limit = Limit(0, error)
-    monkeypatch.setattr(i2b_lpo.training.updating, "policy_logprobs", limit)
+    monkeypatch.setattr(i2b_lpo.training.learner, "policy_logprobs", limit)
     with pytest.raises(type(error)) as caught:
         update(learner, samples)
     assert caught.value.args == error.args and len(limit.passes) == 1
@@ -309,14 +311,14 @@ def test_scores_are_measured_again_in_smaller_passes(
     traces = traces_of(policy)
     settings = IBConfig(estimator)
     plenty, expected = (score_traces(policy, traces, settings, micro_tokens=n) for n in (400, 100))
-    monkeypatch.setattr(i2b_lpo.rollout.scoring, "policy_logprobs", Limit(110, CPU))
+    monkeypatch.setattr(i2b_lpo.model.logprobs, "policy_logprobs", Limit(110, CPU))
     with pytest.warns(UserWarning, match=r"--set grpo\.micro_tokens=100 saves the repeat"):
         found = score_traces(policy, traces, settings, micro_tokens=400)
     assert found == expected
     for one, two in zip(found, plenty, strict=True):
         values = [[r.score.value for r in t.rollouts if r.score] for t in (one, two)]
         assert values[0] == pytest.approx(values[1], abs=1e-10)
-    monkeypatch.setattr(i2b_lpo.rollout.scoring, "policy_logprobs", Limit(0, CPU))
+    monkeypatch.setattr(i2b_lpo.model.logprobs, "policy_logprobs", Limit(0, CPU))
     with (
         warnings.catch_warnings(record=True),
         pytest.raises(OutOfMemory, match=r"Take a lower --set rollout\.max_new_tokens=N, or a"),

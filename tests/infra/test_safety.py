@@ -12,12 +12,10 @@ from typing import Any
 import datasets
 import pandas
 import pytest
-import tomli_w
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tiny import tiny_policy
 
-from i2b_lpo.config import RunConfig
+from i2b_lpo.config import RunConfig, write_run
 from i2b_lpo.infra.files import inside
 from i2b_lpo.infra.secrets import redact
 from i2b_lpo.infra.weights import check_sums, check_weights
@@ -205,7 +203,7 @@ def test_a_cards_settings_show_no_secret(tmp_path: Path) -> None:
     run = tmp_path / "run"
     save_policy(tiny_policy(), run / "policy")
     config = RunConfig(task=f"https://me:pass@host/a.jsonl?token={HF}")
-    (run / "run.toml").write_text(tomli_w.dumps(config.to_json()))
+    write_run(config, run, "train")
     (run / "metrics.jsonl").write_text('{"step": 0}\n')
     export(str(run / "policy"), tmp_path / "card", run=run)
     card = (tmp_path / "card" / "README.md").read_text()

@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from i2b_lpo.method.entropy import FORK_RULES, choose_fork, token_entropy, top_fraction

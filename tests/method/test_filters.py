@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from i2b_lpo.method.filters import FILTERS, kept_share, renormalise
 from i2b_lpo.method.grpo import Scale, advantages

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from i2b_lpo.method.grpo import (
-    VARIANTS,
-    PolicyLoss,
-    Reduction,
-    advantages,
-    informative_groups,
-    loss_normaliser,
-    overlong_penalty,
-    policy_loss,
-)
+from i2b_lpo.method.grpo import VARIANTS, advantages, informative_groups, overlong_penalty
+from i2b_lpo.method.loss import PolicyLoss, Reduction, loss_normaliser, policy_loss
 
 Ragged = list[list[float]]
 REDUCTIONS: tuple[Reduction, ...] = ("token", "sequence", "constant")
@@ -73,7 +65,7 @@ def golden_loss(reduction: Reduction, scale: Any = "std", **options: Any) -> flo
 def slow_loss(
     logp: Ragged,
     old: Ragged,
-    a: list[float],
+    a: list[float] | Ragged,
     entropy: Ragged,
     *,
     alpha: float,
@@ -84,9 +76,10 @@ def slow_loss(
 ) -> float:
     """METHOD §6's −J, one token at a time."""
     total = 0.0
-    for row, old_row, a_i, h_row in zip(logp, old, a, entropy, strict=True):
+    for row, old_row, given_a, h_row in zip(logp, old, a, entropy, strict=True):
         of_row = 0.0
-        for new, before, h in zip(row, old_row, h_row, strict=True):
+        each = given_a if isinstance(given_a, list) else [given_a] * len(row)
+        for new, before, h, a_i in zip(row, old_row, h_row, each, strict=True):
             ratio = math.exp(new - before)
             term = min(ratio * a_i, min(max(ratio, 1 - clip_low), 1 + clip_high) * a_i)
             if a_i < 0 and dual_clip is not None:
@@ -276,6 +269,33 @@ def test_loss_equals_the_loop(
     assert result.loss.item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
+@settings(max_examples=150, deadline=None)
+@given(problems(), st.sampled_from(REDUCTIONS), st.sampled_from([0.0, 0.05]), st.randoms())
+def test_each_token_has_its_own_advantage(
+    problem: tuple[Ragged, Ragged, list[float], Ragged],
+    reduction: Reduction,
+    alpha: float,
+    chance: random.Random,
+) -> None:
+    logp, old, a, entropy = problem
+    each = [[chance.choice([-1.3, -0.4, 0.0, 0.7, 2.0]) for _ in row] for row in logp]
+    options: dict[str, Any] = dict(
+        alpha=alpha, clip_low=0.2, clip_high=0.28, dual_clip=3.0, reduction=reduction
+    )
+    mask = pad(ones_like(logp))
+    length = LONGEST if reduction == "constant" else None
+    options["normaliser"] = loss_normaliser(mask, reduction, max_length=length)
+
+    def loss(values: Tensor) -> Tensor:
+        return policy_loss(pad(logp), pad(old), values, mask, entropy=pad(entropy), **options).loss
+
+    del (slow := dict(options))["normaliser"]
+    expected = slow_loss(logp, old, each, entropy, **slow)
+    torch.testing.assert_close(loss(pad(each)), double([expected])[0], rtol=1e-12, atol=1e-12)
+    spread = double(a)[:, None].expand(mask.shape)
+    assert torch.equal(loss(spread), loss(double(a)))  # (B,) is the same for all its tokens
+
+
 def loss_and_gradients(
     logp: Tensor, old: Tensor, a: Tensor, mask: Tensor, entropy: Tensor, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -320,7 +340,8 @@ def test_masked_entries_never_matter(
         )
         for gradient in gradients:
             assert gradient[mask == 0].count_nonzero() == 0
-        return loss, *(gradient[mask == 1] for gradient in gradients)
+        of_logp, of_entropy = (gradient[mask == 1] for gradient in gradients)
+        return loss, of_logp, of_entropy
 
     plain = outcome("right", 0, 0.0, 0)
     padded = outcome(side, 5 + extra, filler, empty_rows)
@@ -442,7 +463,7 @@ def test_self_reward_term_learns_through_the_entropy_only() -> None:
     assert old.grad is None
     with_term, logp.grad = logp.grad, None
     policy_loss(logp, old, a, mask).loss.backward()
-    assert with_term is not None
+    assert with_term is not None and logp.grad is not None
     assert torch.equal(with_term, logp.grad)
 
 
@@ -469,12 +490,10 @@ def test_zero_advantage_gives_exactly_zero_gradient() -> None:
 
 def test_permuted_trajectories_have_permuted_gradients() -> None:
     order = [2, 0, 3, 1]
-    tables = (pad(added(OLD, LOG_RATIOS)), pad(OLD), advantages(double(REWARDS)))
-    mask, entropy = pad(ones_like(OLD)), pad(OLD).neg()
-    base = loss_and_gradients(*tables, mask, entropy, alpha=0.1)
-    moved = loss_and_gradients(
-        *(table[order] for table in tables), mask[order], entropy[order], alpha=0.1
-    )
+    tables = [pad(added(OLD, LOG_RATIOS)), pad(OLD), advantages(double(REWARDS))]
+    tables += [pad(ones_like(OLD)), pad(OLD).neg()]
+    base = loss_and_gradients(*tables, alpha=0.1)
+    moved = loss_and_gradients(*(table[order] for table in tables), alpha=0.1)
     torch.testing.assert_close(moved[0], base[0])
     assert torch.equal(moved[1], base[1][order])
     assert torch.equal(moved[2], base[2][order])
@@ -530,8 +549,11 @@ def test_half_precision_is_computed_in_float32() -> None:
     ("change", "message"),
     [
         (dict(old_logp=torch.zeros(2, 4)), "old_logp must have shape"),
-        (dict(advantages=torch.zeros(2, 3)), "advantages must have shape"),
-        (dict(advantages=torch.tensor([0.0, math.nan])), r"advantages must be finite.*\[\[1\]\]"),
+        (dict(advantages=torch.zeros(2, 4)), "advantages must have shape"),
+        (
+            dict(advantages=torch.tensor([0.0, math.nan])),
+            r"advantages must be finite.*\[\[1, 0\], \[1, 1\]",
+        ),
         (dict(entropy=torch.zeros(2), alpha=0.1), "entropy must have shape"),
         (dict(logp=torch.full((2, 3), math.nan)), r"logp must be finite.*\[\[0, 0\], \[0, 1\]"),
         (dict(old_logp=torch.full((2, 3), -math.inf)), "old_logp must be finite"),

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from i2b_lpo.method.latent import (
-    SAMPLERS,
     Gaussian,
     LatentModel,
     cluster_weights,
@@ -23,6 +22,7 @@ from i2b_lpo.method.latent import (
     masked_mean,
     selector_log_prob,
 )
+from i2b_lpo.method.samplers import SAMPLERS
 
 E, D, B = 7, 5, 4
 COUPLED = ("independent", "antithetic", "spread")  # the samplers that follow the prior
@@ -236,7 +236,7 @@ def test_half_precision_embeddings_are_taken() -> None:
 )
 def test_bad_embeddings_are_refused(bad: Tensor) -> None:
     made, good = model(), embeddings(2)
-    calls = [
+    calls: list[Callable[[], object]] = [
         lambda: made.prior(bad),
         lambda: made.posterior(bad, good),
         lambda: made.posterior(good, bad),

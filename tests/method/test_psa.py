@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from i2b_lpo.method.psa import (
@@ -279,10 +278,10 @@ def test_leading_dimensions_are_rows_of_their_own() -> None:
     assert gates.shape == (2, 3)
     for i in range(2):
         for j in range(3):
-            one = [t[i, j] for t in (q, k, v, k_z, v_z)]
-            alone = attend_with_slot(*one, log_gamma[i, j])
+            one = [t[i, j] for t in (q, k, v, k_z, v_z, log_gamma)]
+            alone = attend_with_slot(*one)
             torch.testing.assert_close(together[i, j], alone, rtol=1e-12, atol=1e-14)
-            torch.testing.assert_close(gates[i, j], slot_gate(*one[:2], one[3], log_gamma[i, j]))
+            torch.testing.assert_close(gates[i, j], slot_gate(*one[:2], *one[3::2]))
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.5, 0.01])
@@ -314,5 +313,5 @@ def test_a_closed_slot_has_no_weight_and_no_gradient() -> None:
 def test_the_written_out_form_is_differentiable() -> None:
     q, k, v, k_z, v_z = random_heads()
     log_gamma = torch.tensor(-0.5).double()
-    assert torch.autograd.gradcheck(lambda *t: attend_with_slot(*t, log_gamma), (q, k, v, k_z, v_z))
-    assert torch.autograd.gradcheck(lambda *t: slot_gate(*t, log_gamma), (q, k, k_z))
+    assert torch.autograd.gradcheck(lambda *t: attend_with_slot(*t), (q, k, v, k_z, v_z, log_gamma))
+    assert torch.autograd.gradcheck(lambda *t: slot_gate(*t), (q, k, k_z, log_gamma))

@@ -10,22 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tiny import PADDING, tiny_policy
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from i2b_lpo.model.cache import RoomyLayer
-from i2b_lpo.model.decoding import (
-    Decoded,
-    Sampling,
-    _draw,
-    _keep_nucleus,
-    decode,
-)
+from i2b_lpo.model.decoding import Decoded, decode
 from i2b_lpo.model.padding import left_pad
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling, _inverse, _keep_nucleus
 
 QUESTIONS = (
     "What is 23*14?",
@@ -51,11 +45,11 @@ def rows(decoded: Decoded) -> list[list[int]]:
 
 
 def occurring_ends(
-    policy: Policy, prompts: Sequence[Sequence[int]], sampling: Sampling, samples: int = 1
+    policy: Policy, prompts: Sequence[Sequence[int]], sampling: Sampling, rollouts: int = 1
 ) -> Policy:
     """`policy` with end tokens that stop some rows early, at different times, and others never."""
     endless = replace(policy, eos_ids=NEVER)
-    drawn = rows(decode(endless, prompts, sampling, rollouts=samples, generator=seeded()))
+    drawn = rows(decode(endless, prompts, sampling, rollouts=rollouts, generator=seeded()))
     for ends in product(drawn[0][2:], drawn[-1][2:]):
         stops = {next((t for t, i in enumerate(row) if i in ends), -1) for row in drawn}
         if len(stops) >= 3 and -1 in stops:
@@ -159,7 +153,7 @@ def test_numbers_equal_a_teacher_forced_pass(
         for name, want in expected.items():
             got = getattr(decoded, name)[at]
             torch.testing.assert_close(
-                got[: len(new)].double(), want, atol=tolerance, rtol=0, msg=lambda m, n=name: n + m
+                got[: len(new)].double(), want, atol=tolerance, rtol=0, msg=name.__add__
             )
             assert not got[len(new) :].any(), f"{name} is not 0 on padding"
     assert decoded.mask.sum(1).tolist() == decoded.lengths.tolist()
@@ -278,7 +272,7 @@ def test_draw_follows_the_distribution_and_never_takes_an_impossible_token() -> 
     probs = torch.tensor([0.0, 0.05, 0.3, 0.0, 0.4, 0.0, 0.2, 0.05, 0.0])
     count = 20_000
     uniform = torch.rand(count, generator=seeded(5))
-    counts = _draw(probs.expand(count, -1), uniform).bincount(minlength=len(probs)).double()
+    counts = _inverse(probs.expand(count, -1), uniform).bincount(minlength=len(probs)).double()
     possible = probs > 0
     assert counts[~possible].sum() == 0
     # 4 degrees of freedom: 23.5 is exceeded once in 10 000 runs.
@@ -288,10 +282,10 @@ def test_draw_follows_the_distribution_and_never_takes_an_impossible_token() -> 
 def test_draw_at_the_ends_of_the_unit_interval() -> None:
     probs = torch.tensor([[0.0, 0.0, 0.7, 0.3, 0.0, 0.0]])
     last = 1 - 2.0**-24  # the largest float32 that torch.rand returns
-    assert _draw(probs, torch.tensor([0.0])).tolist() == [2]
-    assert _draw(probs, torch.tensor([last])).tolist() == [3]
+    assert _inverse(probs, torch.tensor([0.0])).tolist() == [2]
+    assert _inverse(probs, torch.tensor([last])).tolist() == [3]
     # A sum a little off 1, as a float32 softmax leaves it, must not make the last id special.
-    assert _draw(0.999 * probs, torch.tensor([last])).tolist() == [3]
+    assert _inverse(0.999 * probs, torch.tensor([last])).tolist() == [3]
 
 
 @given(
@@ -306,7 +300,7 @@ def test_draw_equals_walking_the_distribution(weights: list[float], uniform: flo
         reached += weight
         if reached > rest:
             break
-    assert _draw(probs, torch.tensor([uniform])).tolist() == [token]
+    assert _inverse(probs, torch.tensor([uniform])).tolist() == [token]
     assert weights[token] > 0
 
 
@@ -419,6 +413,8 @@ def test_the_roomy_cache_equals_the_dynamic_cache(seed: int) -> None:
             roomy.crop(-remove)
             plain.crop(-remove)
         assert roomy.get_seq_length() == plain.get_seq_length()
+        mine: Any
+        theirs: Any
         for mine, theirs in zip(roomy.layers, plain.layers, strict=True):
             assert torch.equal(mine.keys, theirs.keys)
             assert torch.equal(mine.values, theirs.values)
@@ -470,7 +466,7 @@ def test_sampling_without_a_generator_is_refused() -> None:
 
 
 def test_less_than_one_sample_is_refused() -> None:
-    with pytest.raises(ValueError, match="samples is 0"):
+    with pytest.raises(ValueError, match="rollouts is 0"):
         decode(tiny_policy(), [[1, 2]], Sampling(2, temperature=0), rollouts=0)
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from tiny import tiny_policy
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
@@ -19,10 +18,11 @@ from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 from i2b_lpo.method.psa import FUSIONS, Injection, Shape, Strength, attend_with_slot, slot_gate
 from i2b_lpo.model.cache import KeyValues, gather
-from i2b_lpo.model.decoding import Prefix, Sampling, decode_branches
+from i2b_lpo.model.decoding import Prefix, decode_branches
 from i2b_lpo.model.inject import MASKED, check_injectable, injected, shape_of, slot_mask
 from i2b_lpo.model.logprobs import policy_logprobs
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 
 D_Z = 5
 NEVER = (10**6,)  # an end token that no policy can draw
@@ -158,7 +158,7 @@ def test_scoring_and_decoding_leave_nothing_behind_even_when_they_fail(name: str
     injection = fusion_of(policy, name)(z, SETTLED)
     before = state(policy.model)
     scores(policy, rows, FORKS, injection)
-    branches(policy, rows, FORKS, injection)
+    branch(policy, rows, FORKS, injection)
     assert state(policy.model) == before
 
     def fail(*_: Any) -> None:
@@ -169,7 +169,7 @@ def test_scoring_and_decoding_leave_nothing_behind_even_when_they_fail(name: str
     with pytest.raises(ArithmeticError):
         scores(policy, rows, FORKS, injection)
     with pytest.raises(ArithmeticError):
-        branches(policy, rows, FORKS, injection, kv=[read_of(policy_of(), row) for row in rows])
+        branch(policy, rows, FORKS, injection, kv=[read_of(policy_of(), row) for row in rows])
     assert state(policy.model) == before
     hook.remove()
 
@@ -226,7 +226,7 @@ def test_gamma_zero_through_the_active_path_is_the_base(
         scores(policy, rows, FORKS, injection), scores(policy, rows, FORKS, None), strict=True
     ):
         assert_close(got, want, tolerance)
-    decoded = [branches(policy, rows, FORKS, i) for i in (injection, None)]
+    decoded = [branch(policy, rows, FORKS, i) for i in (injection, None)]
     assert decoded[0].ids.tolist() == decoded[1].ids.tolist()
     assert_close(decoded[0].logprob, decoded[1].logprob, tolerance)
     assert_close(decoded[0].entropy, decoded[1].entropy, tolerance)
@@ -331,7 +331,7 @@ def test_half_precision_policies_take_z(dtype: torch.dtype) -> None:
         policy = policy_of(dtype=d, initializer_range=0.1)
         injection = fusion_of(policy, "psa", loud=2.0)(latents(policy, 3), SETTLED)
         found.append(scores(policy, sequences(policy), FORKS, injection, side="left"))
-        assert branches(policy, sequences(policy), FORKS, injection).logprob.isfinite().all()
+        assert branch(policy, sequences(policy), FORKS, injection).logprob.isfinite().all()
     for half, full in zip(*found, strict=True):
         assert (half - full).abs().mean() < 0.05
 
@@ -349,21 +349,21 @@ def read_of(policy: Policy, row: Sequence[int]) -> KeyValues:
     )
 
 
-def branches(
+def branch(
     policy: Policy,
     rows: Sequence[Sequence[int]],
     forks: Sequence[int],
     injection: Injection | None,
     *,
     sampling: Sampling = GREEDY,
-    samples: int = 1,
+    branches: int = 1,
     limits: Sequence[int] | None = None,
-    read: Sequence[KeyValues] | None = None,
+    kv: Sequence[KeyValues] | None = None,
 ) -> Any:
-    read = read or [read_of(policy, row) for row in rows]
-    prefixes = [Prefix(tuple(row[:p]), r) for row, p, r in zip(rows, forks, read, strict=True)]
+    kv = kv or [read_of(policy, row) for row in rows]
+    prefixes = [Prefix(tuple(row[:p]), r) for row, p, r in zip(rows, forks, kv, strict=True)]
     return decode_branches(
-        policy, prefixes, limits or [99] * len(rows), sampling, branches=samples,
+        policy, prefixes, limits or [99] * len(rows), sampling, branches=branches,
         injection=injection, generator=torch.Generator().manual_seed(9),
     )  # fmt: skip
 
@@ -382,7 +382,7 @@ def test_decoding_measures_what_a_teacher_forced_pass_measures(
     z = latents(policy, len(rows) * samples)
     injection = fusion_of(policy, name)(z, strength)
     # Rows end at different steps, so that the batch shrinks and z must follow its rows.
-    decoded = branches(
+    decoded = branch(
         policy, rows, FORKS, injection,
         sampling=Sampling(12, temperature), branches=samples, limits=[9, 4, 12],
     )  # fmt: skip
@@ -415,9 +415,10 @@ def token_by_token(
     """Log π of a row's tokens from its third on: each read by itself, γ(s) a number of Python's."""
     model, found = policy.model, []
     layers, cache = model.get_decoder().layers, DynamicCache()
+    kept: list[Any] = cache.layers
     model(input_ids=torch.tensor([row[:1]]), past_key_values=cache)
     if z.keys is not None and z.values is not None:
-        for at, layer in enumerate(cache.layers):
+        for at, layer in enumerate(kept):
             layer.keys = torch.cat([z.keys[at][:, :, None].double(), layer.keys], 2)
             layer.values = torch.cat([z.values[at][:, :, None].double(), layer.values], 2)
     for t in range(1, len(row) - 1):
@@ -459,7 +460,7 @@ def test_gamma_is_as_exact_as_the_policy(kind: str, name: str) -> None:
     (forced,) = scores(policy, [row], [p], injection)
     exact = token_by_token(policy, row, p, injection, gamma, decay)
     assert forced[0, 1:].tolist() == pytest.approx(exact, abs=1e-12)
-    decoded = branches(policy, [row], [p], injection)
+    decoded = branch(policy, [row], [p], injection)
     whole = row[:p] + decoded.ids[0].tolist()
     exact = token_by_token(policy, whole, p, injection, gamma, decay)[p - 2 :]
     assert decoded.logprob[0].tolist() == pytest.approx(exact, abs=1e-12)
@@ -843,7 +844,7 @@ def refused(policy: Policy, injection: Injection, message: str) -> None:
     for attempt in (
         lambda: check_injectable(policy.model, injection),
         lambda: scores(policy, rows, FORKS, injection),
-        lambda: branches(policy, rows, FORKS, injection, kv=read),
+        lambda: branch(policy, rows, FORKS, injection, kv=read),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             attempt()
@@ -855,7 +856,7 @@ def refused(policy: Policy, injection: Injection, message: str) -> None:
 @pytest.mark.parametrize(
     "changes", [{"hidden_size": 40}, {"num_hidden_layers": 2}, {"vocab_size": 777}], ids=str
 )
-def test_latents_of_a_policy_of_other_sizes_are_refused(name: str, changes: dict[str, int]) -> None:
+def test_latents_of_a_policy_of_other_sizes_are_refused(name: str, changes: dict[str, Any]) -> None:
     policy = policy_of()
     other = policy_of("qwen3", **changes)
     matters = {
@@ -906,7 +907,7 @@ def test_a_latent_is_needed_for_every_row(name: str, count: int) -> None:
     injection = fusion_of(policy, name)(latents(policy, count), SETTLED)
     for attempt in (
         lambda: scores(policy, rows, FORKS, injection),
-        lambda: branches(policy, rows, FORKS, injection),
+        lambda: branch(policy, rows, FORKS, injection),
     ):
         with pytest.raises(ValueError, match=rf"3 rows are given {count} latent"):
             attempt()

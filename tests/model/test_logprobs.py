@@ -194,7 +194,7 @@ def test_never_holds_all_logits() -> None:
 
     chunk = 50 * VOCAB
     with (
-        LargestTensor() as largest,
+        LargestTensor() as largest,  # type: ignore[no-untyped-call]
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         logp, entropy = chunked_logprobs(
@@ -226,7 +226,7 @@ def test_never_holds_all_logits() -> None:
 )
 def test_bad_input(change: Callable[..., dict[str, Any]], message: str) -> None:
     hidden, weight, ids = problem()
-    arguments = dict(hidden=hidden, weight=weight, ids=ids, vocab_size=VOCAB)
+    arguments: dict[str, Any] = dict(hidden=hidden, weight=weight, ids=ids, vocab_size=VOCAB)
     with pytest.raises(ValueError, match=message):
         chunked_logprobs(**(arguments | change(hidden, weight, ids)))
 
@@ -239,7 +239,7 @@ ATOL = 1e-10
 
 
 def tiny_policy(family: str, tied: bool) -> Any:
-    settings = dict(
+    settings: dict[str, Any] = dict(
         vocab_size=64,
         hidden_size=32,
         intermediate_size=48,
@@ -334,7 +334,7 @@ def test_more_padding_changes_nothing() -> None:
 
 def test_padding_inside_the_prompt_is_skipped() -> None:
     model = tiny_policy("qwen3", True)
-    settings = dict(temperature=0.9, vocab_size=TEXT_VOCAB)
+    settings: dict[str, Any] = dict(temperature=0.9, vocab_size=TEXT_VOCAB)
     ids, new = torch.tensor([[7, 3, 9, 4, 5]]), torch.tensor([[0, 0, 0, 1, 1]])
     expected = policy_logprobs(model, ids, torch.ones_like(ids), new, **settings)
     holed = torch.tensor([[7, 3, 11, 9, 4, 5]])
@@ -388,7 +388,7 @@ def test_head_sees_only_rows_of_new_tokens(monkeypatch: pytest.MonkeyPatch) -> N
 def test_bool_masks_serve_as_well() -> None:
     model = tiny_policy("qwen3", False)
     ids, attention, new, _ = batch("left")
-    settings = dict(temperature=0.9, vocab_size=TEXT_VOCAB)
+    settings: dict[str, Any] = dict(temperature=0.9, vocab_size=TEXT_VOCAB)
     first = policy_logprobs(model, ids, attention, new, **settings)
     second = policy_logprobs(model, ids, attention.bool(), new.bool(), **settings)
     assert torch.equal(first[0], second[0])
@@ -428,7 +428,7 @@ def test_shapes_must_agree() -> None:
 
 def test_head_that_is_more_than_a_matrix_is_refused() -> None:
     ids, attention, new, _ = batch("right")
-    settings = dict(temperature=1.0, vocab_size=TEXT_VOCAB)
+    settings: dict[str, Any] = dict(temperature=1.0, vocab_size=TEXT_VOCAB)
     model = tiny_policy("qwen3", False)
     handle = model.lm_head.register_forward_hook(lambda module, args, output: output + 1)
     with pytest.raises(ValueError, match="hooks"):

@@ -26,9 +26,8 @@ from transformers import (
 )
 
 import i2b_lpo.model.policy
-from i2b_lpo.model.decoding import Sampling, decode
+from i2b_lpo.model.decoding import decode
 from i2b_lpo.model.policy import (
-    BOXED_INSTRUCTION,
     BUNDLED,
     Policy,
     asset_path,
@@ -36,7 +35,9 @@ from i2b_lpo.model.policy import (
     make_policy,
     save_policy,
 )
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.tasks.loading import load_task
+from i2b_lpo.tasks.maths import BOXED_INSTRUCTION
 from i2b_lpo.trace import Question
 
 QUESTION = "What is 23*14?"
@@ -294,7 +295,7 @@ def test_a_saved_tokenizer_without_template_is_refused(foreign: Path) -> None:
 
 
 def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
-    small = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
+    small: dict[str, Any] = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
     GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, **small)).save_pretrained(
         tmp_path / "gpt2"
     )

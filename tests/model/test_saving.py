@@ -149,11 +149,12 @@ def test_other_files_are_never_written_over(tmp_path: Path) -> None:
     mine.mkdir()
     (mine / "config.json").write_text("a run's settings")
     steering = new_steering(tiny_policy(), d_z=4)
-    for save in (
+    saves: list[Callable[[], object]] = [
         lambda: save_policy(tiny_policy(), mine),
         lambda: save_steering(steering, mine),
         lambda: export("tiny-base", mine),
-    ):
+    ]
+    for save in saves:
         with pytest.raises(ValueError, match="holds other files and nothing that was saved there"):
             save()
     assert [p.name for p in tmp_path.rglob("*")] == ["mine", "config.json"]

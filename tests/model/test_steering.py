@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import tiny_policy
 from torch import Tensor
 
 import i2b_lpo.model.steering
-from i2b_lpo.method.latent import SAMPLERS
 from i2b_lpo.method.psa import FUSIONS, Strength
+from i2b_lpo.method.samplers import SAMPLERS
 from i2b_lpo.model.policy import Policy
 from i2b_lpo.model.steering import (
     SETTINGS,
@@ -58,7 +57,8 @@ def steering_of(policy: Policy = POLICY, fusion: str = "psa", **changes: Any) ->
 @torch.no_grad()
 def alone(row: list[int], span: tuple[int, int]) -> Tensor:
     """The definition: the row by itself, the model's last hidden states, their mean."""
-    states = POLICY.model.get_decoder()(input_ids=torch.tensor([row])).last_hidden_state[0]
+    output = POLICY.model.get_decoder()(input_ids=torch.tensor([row]))
+    states: Tensor = output.last_hidden_state[0]
     return states[span[0] : span[1]].sum(0) / (span[1] - span[0])
 
 
@@ -336,7 +336,7 @@ def test_damaged_latents_are_refused_in_one_line(
     ],
 )
 def test_latents_of_a_policy_of_other_sizes_are_refused(
-    fusion: str, changes: dict[str, int], tmp_path: Path
+    fusion: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
     save_steering(steering_of(fusion=fusion), tmp_path)
     with pytest.raises(ValueError, match="don't fit"):

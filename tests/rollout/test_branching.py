@@ -10,26 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from tiny import tiny_policy
 
 import i2b_lpo.rollout.branching
 from i2b_lpo.config import BranchConfig
 from i2b_lpo.method.entropy import FORK_RULES
-from i2b_lpo.method.latent import SAMPLERS
 from i2b_lpo.method.psa import FUSIONS, Injection, Strength
+from i2b_lpo.method.samplers import SAMPLERS
 from i2b_lpo.model.cache import KeyValues, gather, new_cache, take_rows
-from i2b_lpo.model.decoding import (
-    Decoded,
-    Prefix,
-    Sampling,
-    decode,
-    decode_branches,
-    read_without_z,
-)
+from i2b_lpo.model.decoding import Decoded, Prefix, decode, decode_branches, read_without_z
 from i2b_lpo.model.logprobs import policy_logprobs
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.model.steering import Steering, new_steering
 from i2b_lpo.rollout.branching import Fork, branch_out, choose_forks, grow_trees
 from i2b_lpo.rollout.rollouts import sample
@@ -77,12 +70,13 @@ def steering_of(policy: Policy, fusion: str = "psa", strength: Strength = STRENG
 
 
 def config_of(**changes: Any) -> BranchConfig:
-    return BranchConfig(**{"samples": 2, "fraction": 0.4, "sampler": "independent"} | changes)
+    settings: dict[str, Any] = {"branches": 2, "fraction": 0.4, "sampler": "independent"}
+    return BranchConfig(**settings | changes)
 
 
 def grow(policy: Policy, config: BranchConfig, **changes: Any) -> list[Trace]:
     steering = None if config.fusion == "none" else steering_of(policy, config.fusion)
-    settings: dict[str, Any] = {"samples": 2, "steering": steering, "generator": seeded(1)}
+    settings: dict[str, Any] = {"rollouts": 2, "steering": steering, "generator": seeded(1)}
     return grow_trees(policy, QUESTIONS, WARM, config, **settings | changes)
 
 
@@ -160,16 +154,16 @@ class Watch:
         self.passes = 0
         self.pending: list[Prefix] | None = None
         monkeypatch.setattr(i2b_lpo.rollout.branching, "decode_branches", self.branches)
-        monkeypatch.setattr(i2b_lpo.rollout.branching, "read_without_z", self.plain)
+        monkeypatch.setattr(i2b_lpo.rollout.branching, "read_without_z", self.without_z)
         policy.model.register_forward_pre_hook(self.hook, with_kwargs=True)
 
     def branches(self, policy: Policy, prefixes: Any, *args: Any, **kwargs: Any) -> Decoded:
-        self.pending, self.branches = list(prefixes), kwargs["branches"]
+        self.pending, self.count = list(prefixes), kwargs["branches"]
         self.slot = int(kwargs["injection"] is not None and kwargs["injection"].keys is not None)
         self.decoded.append(decode_branches(policy, prefixes, *args, **kwargs))
         return self.decoded[-1]
 
-    def plain(self, policy: Policy, rows: Any, segments: Any) -> Any:
+    def without_z(self, policy: Policy, rows: Any, segments: Any) -> Any:
         self.refed.append([list(segment) for segment in segments])
         return read_without_z(policy, rows, segments)
 
@@ -190,7 +184,7 @@ class Watch:
             ]
             position = kwargs["position_ids"][at].tolist()
             rows.append({"ids": ids, "position": position, "states": [s.clone() for s in states]})
-        self.first.append((self.pending, self.branches, rows))
+        self.first.append((self.pending, self.count, rows))
         self.pending = None
 
 
@@ -545,7 +539,7 @@ def test_generated_tokens_are_counted_once(rounds: int, monkeypatch: pytest.Monk
         assert tree.new_tokens() < sum(map(len, tree.rollouts))
 
 
-def test_no_branches_are_plain_rollouts() -> None:
+def test_no_branches_are_ordinary_rollouts() -> None:
     policy = policy_of()
     trees = grow(policy, config_of(branches=0), steering=None)
     plain, _ = sample(policy, QUESTIONS, WARM, rollouts=2, generator=seeded(1))
@@ -631,7 +625,11 @@ def test_the_update_sees_new_tokens_only_and_scores_them_as_sampled(fusion: str)
         torch.testing.assert_close(found[-1], batch.old_logp, rtol=0, atol=1e-4)
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
     # Advantages stay with their trajectories, tree by tree.
-    assert pack(samples, 0).advantages.tolist() == list(range(3 * group))
+    batch = pack(samples, 0)
+    each = [
+        row[own].unique().tolist() for row, own in zip(batch.advantages, batch.mask, strict=True)
+    ]
+    assert each == [[i] for i in range(3 * group)]
 
 
 # --- decode_branches ------------------------------------------------------------------------------
@@ -750,7 +748,7 @@ def test_branches_follow_the_policy_that_the_temperature_and_nucleus_leave() -> 
         ({"prefixes": "empty"}, "none of them empty"),
         ({"limits": [3, 3]}, "limit of at least 1 token"),
         ({"limits": [3, 0, 3]}, "limit of at least 1 token"),
-        ({"samples": 0}, "at least 1 sample"),
+        ({"branches": 0}, "at least 1 branch"),
         ({"generator": None}, "generator="),
         ({"limits": [999] * 3, "sampling": Sampling(999)}, "exceed the 128 positions"),
         ({"prefixes": "long"}, "tokens are asked of a row that has read"),
@@ -763,9 +761,11 @@ def test_branches_that_cant_be_are_refused(changes: dict[str, Any], message: str
         changes = {"prefixes": [Prefix((), prefixes[0].kv), *prefixes[1:]]}
     elif changes.get("prefixes") == "long":
         ids = (*prefixes[0].ids, *range(20))
-        changes = {"prefixes": [Prefix(ids, prefixes[0].kv), *prefixes[1:]]}
+        with pytest.raises(ValueError, match=message):
+            Prefix(ids, prefixes[0].kv)
+        return
     given: dict[str, Any] = {
-        "prefixes": prefixes, "limits": [3] * 3, "sampling": WARM, "samples": 2,
+        "prefixes": prefixes, "limits": [3] * 3, "sampling": WARM, "branches": 2,
         "generator": seeded(),
     } | changes  # fmt: skip
     with pytest.raises(ValueError, match=message):
@@ -795,7 +795,8 @@ def test_gathered_rows_are_padded_on_the_left_and_can_be_taken_out_again(
         own = rows[at // samples]
         assert mask[at].tolist() == [0] * (width - len(own)) + [1] * len(own)
     if slot:
-        for index, layer in enumerate(cache.layers):
+        layers: list[Any] = cache.layers
+        for index, layer in enumerate(layers):
             assert torch.equal(layer.keys[:, :, 0], z[0, index])
             assert torch.equal(layer.values[:, :, 0], z[1, index])
     if width + slot:
@@ -814,7 +815,8 @@ def test_taken_rows_are_copies_and_cropped_ones_views() -> None:
     assert len(row) == 3
     assert torch.equal(row.keys[0], states[0, 1, :, 1:4])
     assert torch.equal(row.values[0], states[1, 1, :, 1:4])
-    cache.layers[0].keys.zero_()
+    layer: Any = cache.layers[0]
+    layer.keys.zero_()
     assert row.keys.any()
     two = row.crop(2)
     assert len(two) == 2
@@ -870,7 +872,7 @@ def test_reading_on_without_z_equals_one_reading(kind: str) -> None:
 @pytest.mark.parametrize(
     ("config", "changes", "message"),
     [
-        ({}, {"samples": 0}, "samples is 0"),
+        ({}, {"rollouts": 0}, "rollouts is 0"),
         ({}, {"steering": None}, "'psa' needs latents; pass steering="),
         ({"fusion": "other"}, {}, "Unknown fusion 'other'; choose one of none, psa, input"),
         ({"rule": "other"}, {}, "Unknown fork rule 'other'; choose one of top_fraction"),
@@ -883,7 +885,7 @@ def test_a_forest_that_cant_be_is_refused_before_anything_is_sampled(
     config: dict[str, Any], changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = policy_of()
-    given: dict[str, Any] = {"samples": 2, "steering": steering_of(policy)} | changes
+    given: dict[str, Any] = {"rollouts": 2, "steering": steering_of(policy)} | changes
     watch = Watch(policy, monkeypatch)
     generator = seeded()
     before = generator.get_state()
@@ -905,7 +907,7 @@ def test_a_branch_records_what_its_latent_was_drawn_with(version: int) -> None:
         assert {r.branch.version for r in tree.rollouts if r.branch} == {0}
 
 
-def test_plain_resampling_ignores_latents_it_is_given() -> None:
+def test_resampling_ignores_latents_it_is_given() -> None:
     policy = policy_of()
     config = config_of(fusion="none")
     assert grow(policy, config, steering=steering_of(policy)) == grow(policy, config)

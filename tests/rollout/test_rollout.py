@@ -12,8 +12,9 @@ import torch
 from tiny import tiny_policy
 
 import i2b_lpo.rollout.rollouts
-from i2b_lpo.model.decoding import Decoded, Sampling, decode
+from i2b_lpo.model.decoding import Decoded, decode
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.trace import Question, Trace
@@ -71,7 +72,7 @@ def test_texts_pieces_numbers_and_verdicts_belong_together(monkeypatch: pytest.M
     sampling, generator = Sampling(30, 0.8, 0.9), seeded()
     traces = roll_out(policy, questions, sampling, rollouts=2, generator=generator)
     (((_, prompts, used), settings),) = calls
-    expected = {"samples": 2, "generator": generator, "keep_kv": False}
+    expected = {"rollouts": 2, "generator": generator, "keep_kv": False}
     assert (used, settings) == (sampling, expected)
     assert [t.question for t in traces] == questions
     assert [list(t.prompt_ids) for t in traces] == prompts
@@ -172,5 +173,5 @@ def test_no_questions_give_no_traces() -> None:
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"needs a torch\.Generator"):
         roll_out(tiny_policy(), PRODUCTS, Sampling(8))
-    with pytest.raises(ValueError, match="samples is 0; give at least 1"):
+    with pytest.raises(ValueError, match="rollouts is 0; give at least 1"):
         roll_out(tiny_policy(), PRODUCTS, Sampling(8), rollouts=0, generator=seeded())

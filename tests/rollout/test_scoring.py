@@ -12,9 +12,9 @@ import torch
 from tiny import tiny_policy
 
 from i2b_lpo.config import IBConfig
+from i2b_lpo.method.checks import check
 from i2b_lpo.method.grpo import advantages
 from i2b_lpo.method.ib import ESTIMATORS, reference_length
-from i2b_lpo.method.names import check_names
 from i2b_lpo.model.policy import Policy, load_policy
 from i2b_lpo.rollout.example import FOUR, QUESTION, teacher_force
 from i2b_lpo.rollout.scoring import (
@@ -124,13 +124,14 @@ def test_tokens_are_not_encoded_again(policy: Policy) -> None:
     letters = [policy.tokenizer.convert_tokens_to_ids(c) for c in "Split"]
     rest = policy.tokenizer.encode("\n\\boxed{1}", add_special_tokens=False)
     assert policy.tokenizer.encode("Split", add_special_tokens=False) != letters
+    nothing = (0.0,) * (len(letters) + len(rest))
     rollout = replace(
         written(policy, "x"),
         ids=(*letters, *rest),
         pieces=policy.pieces([*letters, *rest]),
-        **dict.fromkeys(
-            ("entropies", "logprobs", "logprobs_t1"), (0.0,) * (len(letters) + len(rest))
-        ),
+        entropies=nothing,
+        logprobs=nothing,
+        logprobs_t1=nothing,
     )
     assert reasoning_ids(policy, rollout) == (*letters, rest[0])
 
@@ -171,17 +172,17 @@ def test_batch_composition_does_not_change_an_answer(policy: Policy) -> None:
 
 
 def test_equal_rows_are_read_once(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    import i2b_lpo.rollout.scoring as scoring
+    import i2b_lpo.model.logprobs as logprobs
 
     rows: list[int] = []
-    real = scoring.policy_logprobs
+    real = logprobs.policy_logprobs
 
     def counting(model: Any, ids: Any, *rest: Any, **named: Any) -> Any:
         assert not torch.is_grad_enabled()  # a graph of all these rows would fill the memory
         rows.append(len(ids))
         return real(model, ids, *rest, **named)
 
-    monkeypatch.setattr(scoring, "policy_logprobs", counting)
+    monkeypatch.setattr(logprobs, "policy_logprobs", counting)
     answer_logprobs(policy, [(1, 2), (1, 2), (1, 3), (1, 2)], ["5", "5", "5", "6"])
     assert sum(rows) == 3
 
@@ -314,12 +315,12 @@ def test_scores_do_not_depend_on_the_other_questions(policy: Policy) -> None:
 def test_a_pass_is_made_only_if_the_estimator_reads_it(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import i2b_lpo.rollout.scoring as scoring
+    import i2b_lpo.model.logprobs as logprobs
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("a pass that nobody needs")
 
-    monkeypatch.setattr(scoring, "policy_logprobs", never)
+    monkeypatch.setattr(logprobs, "policy_logprobs", never)
     settings = IBConfig(estimator="advantage_entropy")
     score_traces(policy, [traced(policy, TEXTS, REWARDS)], settings)
 
@@ -416,4 +417,4 @@ def test_a_filtered_trace_scores_as_before(policy: Policy) -> None:
 )
 def test_settings_say_what_to_do(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_names(IBConfig(**changes))
+        check(IBConfig(**changes))

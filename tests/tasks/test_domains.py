@@ -20,17 +20,19 @@ from transformers import Qwen3ForCausalLM
 import i2b_lpo.rollout.rollouts
 from i2b_lpo.config import BranchConfig, IBConfig, PretrainConfig, RolloutConfig, RunConfig
 from i2b_lpo.evaluation.measuring import measure
-from i2b_lpo.model.decoding import Sampling
-from i2b_lpo.model.policy import BOXED_INSTRUCTION, Policy, make_policy
+from i2b_lpo.model.policy import Policy, make_policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.example import teacher_force
 from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.rollout.scoring import answer_logprobs, reasoning_ids, score_traces
 from i2b_lpo.tasks.domains import DOMAINS, domain_named, judge
 from i2b_lpo.tasks.loading import load_examples, load_task
+from i2b_lpo.tasks.maths import BOXED_INSTRUCTION
 from i2b_lpo.trace import Question, Trace, read_traces, write_traces
-from i2b_lpo.training.loop import StepRecord, _why_nothing, train
+from i2b_lpo.training.learner import Learner
+from i2b_lpo.training.loop import _why_nothing, train
 from i2b_lpo.training.pretraining import build_model, build_tokenizer, pretrain
-from i2b_lpo.training.updating import Learner
+from i2b_lpo.training.step import StepRecord
 
 WORD = Question("w", "Spell abcc backwards.", "ccba", "spelling", domain="backwards")
 DOUBLE = Question(
@@ -131,7 +133,7 @@ def test_a_new_domain_gives_its_own_rewards_in_parts(backwards: None) -> None:
 def test_a_new_domain_is_asked_for_in_its_own_words(backwards: None) -> None:
     def prompt(instruction: str, question: str | Question) -> str:
         policy = replace(tiny_policy(), instruction=instruction)
-        return policy.tokenizer.decode(policy.prompt_ids(question))
+        return str(policy.tokenizer.decode(policy.prompt_ids(question)))
 
     assert f"{WORD.text}\n\n{BACKWARDS.instruction}<" in prompt(BOXED_INSTRUCTION, WORD)
     assert f"{WORD.text}<" in prompt("", WORD)
@@ -224,7 +226,7 @@ def test_a_policy_learns_functions_from_examples_and_goes_on_by_rewards() -> Non
     tokenizer = build_tokenizer(settings)
     small = build_model(tokenizer).config
     small.hidden_size, small.intermediate_size, small.head_dim = 64, 192, 16
-    small.num_hidden_layers, small.layer_types = 2, small.layer_types[:2]
+    small.num_hidden_layers, small.layer_types = 2, ["full_attention"] * 2
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(small)
     losses = pretrain(model, tokenizer, settings)

@@ -8,8 +8,7 @@ from collections import Counter
 from itertools import islice, product
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from i2b_lpo.tasks.labels import Labels, label
 from i2b_lpo.tasks.shop import (

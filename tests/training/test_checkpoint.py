@@ -14,6 +14,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from test_train import FakeTask
 from tiny import tiny_policy
 
 import i2b_lpo.training.checkpoint
+import i2b_lpo.training.learner
 import i2b_lpo.training.loop
+import i2b_lpo.training.step
 import i2b_lpo.training.updating
 from i2b_lpo.config import (
     NO_IB,
@@ -42,8 +45,9 @@ from i2b_lpo.model.policy import Policy, load_policy
 from i2b_lpo.model.steering import Steering, load_steering, new_steering
 from i2b_lpo.trace import Question
 from i2b_lpo.training.checkpoint import newest_checkpoint, restore, save_checkpoint
-from i2b_lpo.training.loop import StepRecord, train
-from i2b_lpo.training.updating import Learner, build_learner
+from i2b_lpo.training.learner import Learner, build_learner
+from i2b_lpo.training.loop import train
+from i2b_lpo.training.step import StepRecord
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -103,7 +107,7 @@ def go(
         with log.open("a") as file:
             file.write(" ".join(words) + "\n")
 
-    learners = []
+    learners: list[Learner] = []
 
     def note(learner: Learner, record: StepRecord) -> None:
         write(*digest(record))
@@ -182,7 +186,7 @@ PLACES: dict[str, tuple[Any, str, int, bool]] = {
     "rollout": (i2b_lpo.rollout.branching, "sample", 2, False),
     "branching": (i2b_lpo.rollout.branching, "records", 3, True),
     "verification": (i2b_lpo.rollout.branching, "verified", 3, True),
-    "scoring": (i2b_lpo.training.loop, "score_traces", 3, False),
+    "scoring": (i2b_lpo.training.step, "score_traces", 3, False),
     "between micro-batches": (i2b_lpo.training.updating, "policy_loss", 12, True),
     "before the optimizer's step": (torch.optim.AdamW, "step", 3, True),
     "after the optimizer's step": (torch.optim.AdamW, "step", 3, False),
@@ -246,7 +250,7 @@ def learner_and_history(config: RunConfig = WHOLE, done: int = 1) -> tuple[Learn
     policy, steering = setting(config)
     learner = build_learner(policy, config, steering=steering)
     records = [
-        i2b_lpo.training.loop.train_step(learner, FakeTask(), i, reward=by_text)
+        i2b_lpo.training.step.train_step(learner, FakeTask(), i, reward=by_text)
         for i in range(done)
     ]
     return learner, [record.metrics for record in records]
@@ -400,7 +404,7 @@ def test_a_fusion_that_was_trained_is_saved_as_latents_also_after_a_stop(tmp_pat
         train(
             config, policy, FakeTask(), steering=replace(again, version=3, card={"kept": True}),
             reward=by_text, output=tmp_path / "parted", resume=resume,
-            stop=lambda stop=stop: stop, progress=False,
+            stop=partial(bool, stop), progress=False,
         )  # fmt: skip
     for file in ("steering.json", "steering.safetensors"):
         parted, whole = (tmp_path / run / "latents" / file for run in ("parted", "whole"))
@@ -625,9 +629,13 @@ def test_an_idle_setting_changes_no_number(name: str) -> None:
     for config in IDLE[name]:
         policy, steering = setting(config)
         records: list[StepRecord] = []
+
+        def keep(_: Learner, record: StepRecord, kept: list[StepRecord] = records) -> None:
+            kept.append(record)
+
         train(
-            replace(config, steps=2), policy, FakeTask(), steering=steering, progress=False,
-            on_step=lambda _, record, kept=records: kept.append(record),
+            replace(config, steps=2), policy, FakeTask(), steering=steering, on_step=keep,
+            progress=False,
         )  # fmt: skip
         weights = [p.tolist() for p in policy.model.parameters()]
         rows = [r for s in records for t in s.traces for r in t.rollouts]

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from tiny import tiny_policy
 from torch import Tensor
 from torch.nn import functional as F
@@ -115,6 +114,10 @@ def documents(ids: Tensor, labels: Tensor, pad_id: int) -> Iterator[tuple[list[i
         yield row[:start], row[start:end]
 
 
+def text_of(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids))
+
+
 @pytest.mark.parametrize("shop_share", [0.0, 0.75, 1.0])
 def test_batches_hold_right_solutions_within_the_limit(
     shop_share: float, tokenizer: PreTrainedTokenizerFast
@@ -129,13 +132,13 @@ def test_batches_hold_right_solutions_within_the_limit(
             padding += ids.shape[1] - len(prompt) - len(solution)
             asked = re.fullmatch(
                 r"<\|im_start\|>user\n(.*)<\|im_end\|>\n<\|im_start\|>assistant\n",
-                tokenizer.decode(prompt),
+                text_of(tokenizer, prompt),
             )
             assert asked is not None
             problem = parse_problem(asked[1])
             assert problem.split == "train"
             assert solution[-1] == tokenizer.eos_token_id
-            found = label(problem, tokenizer.decode(solution[:-1]))
+            found = label(problem, text_of(tokenizer, solution[:-1]))
             assert found.well_formed
             assert all(step.right for step in found.steps)
             shop += len(problem.products) == 2
@@ -156,7 +159,7 @@ def test_habit_begins_after_its_share_of_the_steps(
     kinds: list[str] = []
     for ids, labels in some_batches(tokenizer, config, 12):
         found = {
-            tokenizer.decode(solution[:-1])
+            text_of(tokenizer, solution[:-1])
             for _, solution in documents(ids, labels, tokenizer.pad_token_id)
         }
         assert len(found) == 1

@@ -32,7 +32,9 @@ from torch.nn.utils import clip_grads_with_norm_
 from transformers import AutoModelForCausalLM
 
 import i2b_lpo.tasks.maths
+import i2b_lpo.training.learner
 import i2b_lpo.training.loop
+import i2b_lpo.training.step
 import i2b_lpo.training.updating
 from i2b_lpo.config import GRPOConfig, IBConfig, RunConfig
 from i2b_lpo.infra.memory import OutOfMemory
@@ -41,9 +43,11 @@ from i2b_lpo.model.logprobs import policy_logprobs
 from i2b_lpo.model.steering import load_steering
 from i2b_lpo.trace import Branch, Trace
 from i2b_lpo.training.batch import Trajectory, trajectories_of
-from i2b_lpo.training.loop import StepRecord, train, train_step
+from i2b_lpo.training.learner import Learner, build_learner
+from i2b_lpo.training.loop import train
 from i2b_lpo.training.processes import agree, gathered, own_device, scatter_like, unsharded
-from i2b_lpo.training.updating import Learner, build_learner, update, without_z
+from i2b_lpo.training.step import StepRecord, train_step
+from i2b_lpo.training.updating import update, without_z
 
 TENSORS = dict[str, Tensor]
 KINDS = ("whole", "sharded")
@@ -197,15 +201,15 @@ def faults(accelerator: Accelerator, sharded: bool) -> dict[str, Any]:
     found["foreign"] = (*failure(lambda: update(learner, foreign, step=7)), same())
     with pytest.MonkeyPatch.context() as patch:
         if rank:
-            patch.setattr(i2b_lpo.training.updating, "policy_logprobs", _infinite_backward)
+            patch.setattr(i2b_lpo.training.learner, "policy_logprobs", _infinite_backward)
         found["gradient"] = (*failure(lambda: update(learner, more, step=7)), same())
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True):
         if rank:
-            patch.setattr(i2b_lpo.training.updating, "policy_logprobs", _limited(0))
+            patch.setattr(i2b_lpo.training.learner, "policy_logprobs", _limited(0))
         found["alone"] = (*failure(lambda: update(learner, more, step=7)), same())
     with pytest.MonkeyPatch.context() as patch:
         if rank:
-            patch.setattr(i2b_lpo.training.loop, "reward_table", _no_reward)
+            patch.setattr(i2b_lpo.training.step, "reward_table", _no_reward)
         patch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
         found["reward"] = (*failure(lambda: train_step(learner, FakeTask(), 7)), same())
     if sharded:
@@ -216,7 +220,7 @@ def faults(accelerator: Accelerator, sharded: bool) -> dict[str, Any]:
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             if rank:
-                patch.setattr(i2b_lpo.training.updating, "policy_logprobs", _limited(100, backward))
+                patch.setattr(i2b_lpo.training.learner, "policy_logprobs", _limited(100, backward))
             metrics = update(learner, more)
         found[name] = (metrics, weights_of(learner), [str(w.message) for w in told])
     return found
@@ -235,7 +239,7 @@ def halved(accelerator: Accelerator, sharded: bool) -> list[Any]:
 
 def _infinite_backward(*arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
     logp, entropy = policy_logprobs(*arguments, **named)
-    logp.register_hook(lambda gradient: gradient * float("inf"))  # type: ignore[no-untyped-call]
+    logp.register_hook(lambda gradient: gradient * float("inf"))
     return logp, entropy
 
 

@@ -24,12 +24,13 @@ import i2b_lpo.tasks.maths
 from i2b_lpo import cli
 from i2b_lpo.config import PRESETS, CheckpointConfig, RolloutConfig, RunConfig
 from i2b_lpo.evaluation.measuring import Evaluation, evaluate
-from i2b_lpo.model.decoding import Sampling
 from i2b_lpo.model.policy import save_policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.trace import Question, Trace
 from i2b_lpo.training.loop import train
+from i2b_lpo.verify.verdict import verify_batch
 
 Capture = pytest.CaptureFixture[str]
 QUESTIONS = load_task("shop").questions("validation", 5, seed=0)
@@ -139,11 +140,9 @@ def test_train_resumes_by_the_same_command(small: Path, capsys: Capture) -> None
 def test_a_signal_is_an_exit_code_and_a_sentence(
     small: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = i2b_lpo.tasks.maths.verify_batch
-
     def terminated(golds: Any, texts: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return real(golds, texts)
+        return verify_batch(golds, texts)
 
     monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", terminated)
     assert cli.main(["train", "--output", str(small / "run")]) == 128 + signal.SIGTERM

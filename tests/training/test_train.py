@@ -17,30 +17,34 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from tiny import tiny_policy
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import i2b_lpo.rollout.rollouts
 import i2b_lpo.tasks.maths
+import i2b_lpo.training.learner
 import i2b_lpo.training.loop
+import i2b_lpo.training.step
 import i2b_lpo.training.updating
 from i2b_lpo.config import GRPOConfig, OptimizerConfig, RolloutConfig, RunConfig, read_run
-from i2b_lpo.method.grpo import VARIANTS, loss_normaliser, policy_loss
-from i2b_lpo.model.decoding import Sampling
+from i2b_lpo.method.grpo import VARIANTS
+from i2b_lpo.method.loss import loss_normaliser, policy_loss
 from i2b_lpo.model.logprobs import policy_logprobs
 from i2b_lpo.model.padding import micro_batches
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.branching import grow_trees
 from i2b_lpo.rollout.rollouts import roll_out
 from i2b_lpo.tasks.labels import Labels
 from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.training.batch import Batch, Trajectory, pack, trajectories_of
-from i2b_lpo.training.loop import StepRecord, advantages_of, reward_table, train, train_step
-from i2b_lpo.training.updating import Learner, build_learner, update
+from i2b_lpo.training.learner import Learner, build_learner
+from i2b_lpo.training.loop import train
+from i2b_lpo.training.step import StepRecord, advantages_of, reward_table, train_step
+from i2b_lpo.training.updating import update
 from i2b_lpo.verify.verdict import Verdict
 
 LENGTH = 10  # new tokens at most
@@ -325,7 +329,7 @@ def test_padding_never_changes_the_gradient(monkeypatch: pytest.MonkeyPatch) -> 
             extra(batch.attention_mask, (0, 9)),
             extra(batch.mask, (0, 9)),
             extra(batch.old_logp, (0, 9), value=-3.0),
-            batch.advantages,
+            extra(batch.advantages, (0, 9), value=-2.0),
             extra(batch.weights, (0, 9), value=5.0),
             extra(batch.since, (0, 9), value=3),
         )
@@ -376,7 +380,8 @@ def test_pack_puts_every_number_in_its_place(samples: list[Trajectory]) -> None:
             assert batch.attention_mask[row, t] == inside
             assert batch.mask[row, t] == is_new
             assert batch.old_logp[row, t] == (sample.rollout.logprobs[t - start] if is_new else 0)
-        assert batch.advantages[row] == sample.advantage
+        own = batch.advantages[row][batch.mask[row]]
+        assert (own == sample.advantage).all() and not batch.advantages[row][~batch.mask[row]].any()
     shapes = {tuple(t.shape) for t in (batch.input_ids, batch.attention_mask, batch.mask)}
     assert shapes == {(len(samples), width)} == {tuple(batch.old_logp.shape)}
 
@@ -493,7 +498,7 @@ def test_groups_of_equal_reward_change_nothing(
     train_step(learner, FakeTask(), 0)  # so that the optimizer holds momentum
     if VARIANTS[variant].overlong_cache:  # lengths would tell the rollouts apart
         monkeypatch.setattr(
-            i2b_lpo.training.loop, "overlong_penalty", lambda x, **_: torch.zeros(x.shape)
+            i2b_lpo.training.step, "overlong_penalty", lambda x, **_: torch.zeros(x.shape)
         )
     before = parameters(learner.policy)
     steps = [state["step"].item() for state in learner.optimizer.state.values()]
@@ -607,7 +612,7 @@ def test_dynamic_sampling_alone_drops_uniform_groups(
         seen.extend(samples)
         return update(learner, samples, **settings)
 
-    monkeypatch.setattr(i2b_lpo.training.loop, "update", watched)
+    monkeypatch.setattr(i2b_lpo.training.step, "update", watched)
     record = train_step(learner_of(setting(variant=variant)), FakeTask(), 0)
     assert [s.dropped for s in seen] == [False] * 8 + [drops] * 8
     assert [s.rollout for s in seen] == [r for t in record.traces for r in t.rollouts]
@@ -640,7 +645,7 @@ def test_a_missing_or_infinite_reward_is_refused(
         traces[1] = replace(traces[1], rollouts=(replace(first, reward=reward), *rest))
         return traces
 
-    monkeypatch.setattr(i2b_lpo.training.loop, "grow_trees", broken)
+    monkeypatch.setattr(i2b_lpo.training.step, "grow_trees", broken)
     with pytest.raises(FloatingPointError, match=rf"Step 7: the reward of question 29 is {reward}"):
         train_step(learner, FakeTask(), 7)
     assert untouched(learner, before)
@@ -657,7 +662,7 @@ def break_log_probs(learner: Learner, patch: pytest.MonkeyPatch) -> str:
         calls.append(1)
         return (logp * float("nan") if len(calls) == 2 else logp), entropy
 
-    patch.setattr(i2b_lpo.training.updating, "policy_logprobs", broken)
+    patch.setattr(i2b_lpo.training.learner, "policy_logprobs", broken)
     return "log-probs"
 
 
@@ -666,7 +671,7 @@ def break_entropies(learner: Learner, patch: pytest.MonkeyPatch) -> str:
         logp, entropy = policy_logprobs(*arguments, **settings)
         return logp, entropy + float("inf")
 
-    patch.setattr(i2b_lpo.training.updating, "policy_logprobs", broken)
+    patch.setattr(i2b_lpo.training.learner, "policy_logprobs", broken)
     return "entropies"
 
 
@@ -804,7 +809,7 @@ def test_several_updates_of_a_step_use_disjoint_questions(
         seen.append(list(samples))
         return update(learner, samples, **settings)
 
-    monkeypatch.setattr(i2b_lpo.training.loop, "update", watched)
+    monkeypatch.setattr(i2b_lpo.training.step, "update", watched)
     record = train_step(learner, FakeTask(), 0)
     assert len(seen) == updates
     whole = trajectories_of(record.traces, record.advantages)
@@ -838,7 +843,7 @@ def test_each_update_leaves_out_the_uniform_groups_among_its_own(
         return update(learner, samples, **settings)
 
     monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", verdicts)
-    monkeypatch.setattr(i2b_lpo.training.loop, "update", watched)
+    monkeypatch.setattr(i2b_lpo.training.step, "update", watched)
     grpo = GRPOConfig(variant="dynamic_sampling", updates=updates)
     record = train_step(learner_of(replace(SMALL, grpo=grpo)), FakeTask(), 0)
     assert [len(set(row)) for row in record.rewards.tolist()] == [1, 2, 2, 1]

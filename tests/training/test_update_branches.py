@@ -16,7 +16,9 @@ from tiny import tiny_policy
 from torch import Tensor
 
 import i2b_lpo.tasks.maths
+import i2b_lpo.training.learner
 import i2b_lpo.training.loop
+import i2b_lpo.training.step
 from i2b_lpo.config import (
     NO_IB,
     BranchConfig,
@@ -27,15 +29,18 @@ from i2b_lpo.config import (
     RunConfig,
     preset,
 )
-from i2b_lpo.method.grpo import policy_loss
-from i2b_lpo.model.decoding import Sampling
+from i2b_lpo.method.loss import policy_loss
+from i2b_lpo.method.methods import with_method
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.model.steering import Steering, new_steering
 from i2b_lpo.rollout.branching import grow_trees
 from i2b_lpo.trace import Trace, read_traces, write_traces
 from i2b_lpo.training.batch import Trajectory, pack, trajectories_of
-from i2b_lpo.training.loop import select, train, train_step
-from i2b_lpo.training.updating import Learner, TokenScorer, build_learner, update, without_z
+from i2b_lpo.training.learner import Learner, TokenScorer, build_learner
+from i2b_lpo.training.loop import train
+from i2b_lpo.training.step import select, train_step
+from i2b_lpo.training.updating import update, without_z
 
 CONFIG = RunConfig(
     steps=2,
@@ -315,7 +320,7 @@ def test_the_ratio_is_to_the_policy_before_the_first_update(
             moved.extend(abs(a - b) for a, b in zip(now, sample.old_logprobs or (), strict=True))
         return update(learner, samples, **settings)
 
-    monkeypatch.setattr(i2b_lpo.training.loop, "update", watched)
+    monkeypatch.setattr(i2b_lpo.training.step, "update", watched)
     train_step(learner, FakeTask(), 0)
     assert len(given) > 6
     for sample in given:
@@ -352,7 +357,7 @@ def test_the_weight_acts_on_the_surrogate_alone() -> None:
                 term = max(term, 3 * float(a[i])) if a[i] < 0 else term
                 total += float(weight[i, t]) * term + 0.25 * float(a[i] * entropy[i, t].detach())
     assert float(found) == pytest.approx(-total / int(mask.sum()), abs=1e-12)
-    found.backward()  # type: ignore[no-untyped-call]
+    found.backward()
     assert entropy.grad is not None
     expected = torch.where(mask.bool(), -0.25 * a[:, None] / int(mask.sum()), 0.0)
     torch.testing.assert_close(entropy.grad, expected)
@@ -461,7 +466,7 @@ def test_a_run_is_the_same_for_the_same_seed() -> None:
 
 def test_the_two_methods_have_groups_of_one_size() -> None:
     for name in ("tiny", "qwen2.5-0.5b", "qwen2.5-7b"):
-        grpo, whole = (preset(name).with_method(m) for m in ("grpo", "i2b-lpo"))
+        grpo, whole = (with_method(preset(name), m) for m in ("grpo", "i2b-lpo"))
         assert grpo.branch.branches == 0 and grpo.ib == NO_IB and grpo == preset(name)
         assert whole.rollout.rollouts * (1 + whole.branch.branches) == grpo.rollout.rollouts
         assert (whole.rollout.rollouts, whole.branch.branches, whole.ib.keep) == (2, 3, 2)
@@ -471,9 +476,9 @@ def test_the_two_methods_have_groups_of_one_size() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: RunConfig().with_method("ppo"), "Unknown method 'ppo'; choose grpo or i2b-lpo"),
+        (lambda: with_method(RunConfig(), "ppo"), "Unknown method 'ppo'; choose grpo or i2b-lpo"),
         (
-            lambda: replace(RunConfig(), rollout=RolloutConfig(rollouts=6)).with_method("i2b-lpo"),
+            lambda: with_method(replace(RunConfig(), rollout=RolloutConfig(rollouts=6)), "i2b-lpo"),
             r"rollout.rollouts is 6\); I²B-LPO needs a multiple of 4",
         ),
         (lambda: RunConfig(rollout=RolloutConfig(rollouts=1)), "a group needs at least 2"),

@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from i2b_lpo.verify.references import extract_boxed, gold_answer, gsm8k_gold
 from i2b_lpo.verify.verdict import (

@@ -18,14 +18,12 @@ from typing import get_args
 
 import nbformat
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from verifying import HANGS, LINUX, PATIENT, POSIX, boxed, fresh_pair, numbers
 
-from i2b_lpo.verify import pool as pools
-from i2b_lpo.verify import worker as workers
+from i2b_lpo.verify import pool as pools, worker as workers
 from i2b_lpo.verify.answers import form_of
 from i2b_lpo.verify.pool import Worker, WorkerLostError, WorkerPool
 from i2b_lpo.verify.references import extract_boxed

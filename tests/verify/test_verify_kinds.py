@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from verifying import PATIENT, boxed
 
 from i2b_lpo.verify.verdict import verify_batch
 
-PAIRS: dict[str, list[dict[str, str]]] = defaultdict(list)
+PAIRS: dict[str, list[dict[str, Any]]] = defaultdict(list)
 for line in Path(__file__).with_name("answer_pairs.jsonl").read_text(encoding="utf-8").splitlines():
     PAIRS[json.loads(line)["kind"]].append(json.loads(line))
 

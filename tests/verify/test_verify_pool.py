@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 from verifying import HANGS, LINUX, PATIENT, POSIX, boxed, fresh_pair
 
-from i2b_lpo.verify import pool as pools
-from i2b_lpo.verify import worker as workers
+from i2b_lpo.verify import pool as pools, worker as workers
 from i2b_lpo.verify.pool import Worker, WorkerPool, WorkerStartError, shared_pool
 from i2b_lpo.verify.verdict import verify, verify_batch
 

@@ -20,12 +20,15 @@ from typing import Any
 import kaleido
 import pytest
 from choreographer.errors import ChromeNotFoundError
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from plotly.offline import get_plotlyjs
 
-from i2b_lpo.tasks.shop import STRATEGIES as SHOP_STRATEGIES
-from i2b_lpo.tasks.shop import parse_problem, shop_questions, write_solution
+from i2b_lpo.tasks.shop import (
+    STRATEGIES as SHOP_STRATEGIES,
+    parse_problem,
+    shop_questions,
+    write_solution,
+)
 from i2b_lpo.trace import Question, Rollout, Score, Trace
 from i2b_lpo.views import (
     STYLES,
@@ -173,7 +176,8 @@ def make_evaluation(shift: float = 0.0, name: str = "base", extra: str = "") -> 
         "levels": {},
         "strategies": strategies,
     }
-    return json.loads(json.dumps(evaluation))
+    found: dict[str, Any] = json.loads(json.dumps(evaluation))
+    return found
 
 
 def make_records(seed: int, steps: int = 40, extra: str = "") -> list[dict[str, Any]]:
@@ -477,6 +481,7 @@ def test_histogram_overlays_groups_by_name() -> None:
     assert [name.split(":")[0] for name in names] == ["base", "hatched", "after GRPO"]
     assert view.figure.data[0].marker.color == STYLES["base"].colour
     assert not set(view.figure.data[0].x) & set(view.figure.data[2].x)
+    nothing: Any
     for nothing in ([], {}, {"base": []}):
         with pytest.raises(ValueError, match="no tokens"):
             entropy_histogram(nothing)
@@ -501,7 +506,7 @@ def test_curves_show_values_and_the_mean_of_the_last_steps() -> None:
 
 
 def test_curves_leave_gaps_and_skip_what_is_no_number() -> None:
-    records = [
+    records: list[dict[str, Any]] = [
         {"step": 10, "a": 1.0, "note": "x", "flag": True},
         {"step": 11, "a": float("nan")},
         {"step": 12, "a": 3.0, "b": None},
@@ -512,6 +517,7 @@ def test_curves_leave_gaps_and_skip_what_is_no_number() -> None:
     assert list(raw.y) == [1.0, None, 3.0] and list(mean.y) == [1.0, None, 3.0]
     assert list(raw.x) == [10, 11, 12]
     assert "never measured" in training_curves(records, keys=["b"]).describe()
+    nothing: Any
     for nothing in ([], {}, {"seed 0": []}, [{"step": 0, "note": "x"}]):
         with pytest.raises(ValueError, match=r"no training records|no number"):
             training_curves(nothing)
@@ -616,6 +622,7 @@ def test_comparison_lives_with_a_metric_that_one_policy_lacks() -> None:
     assert "greedy: base 0.400 [0.350, 0.450];" in view.describe()
     with pytest.raises(ValueError, match="No evaluation has pass@99; choose of greedy"):
         comparison({"base": one}, metrics=["pass@99"])
+    broken: dict[str, Any]
     for broken in ({}, {"base": {}}, {"base": {"metrics": {}}}):
         with pytest.raises(ValueError, match=r"no evaluation|no metrics"):
             comparison(broken)
@@ -702,7 +709,7 @@ def test_a_view_shows_the_figure_and_compares_words() -> None:
     assert figure["data"][0]["type"] == "bar" and figure["config"]["displayModeBar"] is False
     json.dumps(figure, allow_nan=False)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        view.description = "other"
+        view.description = "other"  # type: ignore[misc]
     assert View(view.figure, "a\0b", (("c\u202e",),)).table == (("c\\u202e",),)
 
 

@@ -9,13 +9,13 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from test_views import NASTY, as_plotly_shows, contrast, strings
 
 from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace
@@ -112,9 +112,8 @@ def random_tree(rng: random.Random, *, rounds: int, branches: int = 2, text: str
     for turn in range(1, rounds + 1):
         parents, latest = latest, []
         for parent in parents:
-            start = (
-                0 if rollouts[parent].branch is None else rollouts[parent].branch.p - len(PROMPT)
-            )
+            before = rollouts[parent].branch
+            start = 0 if before is None else before.p - len(PROMPT)
             t = rng.randrange(start, len(rollouts[parent]))
             for _ in range(branches):
                 latest.append(len(rollouts))
@@ -204,9 +203,10 @@ def test_z_stands_at_the_right_as_bars_up_and_down() -> None:
     assert min(latents.x) - min(latents.width) / 2 > max(d.x[0] for d in ends)
     for trace in (tree_of([root(["a"])]), no_latents(small_tree())):
         assert "<b>z</b>" not in [n.text for n in branch_tree(trace).figure.layout.annotations]
-    long = small_tree()
-    branch = dataclasses.replace(long.rollouts[1].branch, z=(1.0,) * 40)
-    rows = [long.rollouts[0], dataclasses.replace(long.rollouts[1], branch=branch)]
+    first, second, *_ = small_tree().rollouts
+    assert second.branch is not None
+    branch = dataclasses.replace(second.branch, z=(1.0,) * 40)
+    rows = [first, dataclasses.replace(second, branch=branch)]
     assert len(z_of(branch_tree(tree_of(rows))).x) == 16
 
 
@@ -552,6 +552,8 @@ def test_large_grids_leave_their_numbers_out_and_equal_ones_say_so() -> None:
     view = head_grid(zeros, zeros)
     assert all(d.type == "heatmap" for d in view.figure.data)
     assert view.describe().endswith("no head changed.") and not view.figure.layout.shapes
+    on: Any
+    off: Any
     for on, off, message in (
         ([[1.0]], [[1.0, 2.0]], "equal ones"),
         ([1.0], [1.0], "shape"),
@@ -700,19 +702,25 @@ def test_gamma_curves_in_words_and_dashes() -> None:
 # --- S_IB ---------------------------------------------------------------------------------------
 
 
+def scores_of(traces: Sequence[Trace], at: int) -> list[Score]:
+    found = [trace.rollouts[at].score for trace in traces]
+    assert None not in found
+    return [score for score in found if score is not None]
+
+
 def test_the_scatter_puts_cost_across_and_the_answer_up() -> None:
     traces = scored_traces()
     view = ib_scatter(traces, kinds=[KINDS] * len(traces))
     clouds = {d.name.split(" ")[0]: d for d in view.figure.data if d.name and "(5)" in d.name}
     assert list(clouds) == list(KINDS)
     for at, kind in enumerate(KINDS):
-        scores = [trace.rollouts[at].score for trace in traces]
+        scores = scores_of(traces, at)
         assert list(clouds[kind].x) == [s.cost for s in scores]
         assert list(clouds[kind].y) == [s.answer for s in scores]
     assert len({d.marker.symbol[0].removesuffix("-open") for d in clouds.values()}) == 4
     assert all(symbol.endswith("-open") for symbol in clouds["loop"].marker.symbol)
     assert not any(symbol.endswith("-open") for symbol in clouds["drift"].marker.symbol)
-    mean = sum(trace.rollouts[0].score.value for trace in traces) / 5
+    mean = sum(score.value for score in scores_of(traces, 0)) / 5
     assert f"concise 5, mean S_IB {mean:+.2f} (answer" in view.describe().replace("−", "-")
     assert view.describe().count("5 kept") == 3 and "0 kept" in view.describe()
 

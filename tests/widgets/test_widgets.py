@@ -27,7 +27,8 @@ from i2b_lpo.model.policy import Policy
 from i2b_lpo.model.steering import Steering, new_steering
 from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace, write_traces
-from i2b_lpo.training.loop import StepRecord, train
+from i2b_lpo.training.loop import train
+from i2b_lpo.training.step import StepRecord
 from i2b_lpo.views.lanes import forks_of, lanes_of, order_of
 from i2b_lpo.views.strip import token_text
 from i2b_lpo.widgets import (
@@ -141,7 +142,7 @@ def click(figure: go.FigureWidget, trace: int, point: int, *, shift: bool = Fals
 def test_the_explorer_grows_the_tree_that_grow_trees_grows(
     policy: Policy, steering: Steering, explorer: BranchExplorer
 ) -> None:
-    from i2b_lpo.model.decoding import Sampling
+    from i2b_lpo.model.sampling import Sampling
     from i2b_lpo.rollout.branching import grow_trees
     from i2b_lpo.rollout.example import QUESTION
 
@@ -167,7 +168,7 @@ def test_the_explorer_grows_the_tree_that_grow_trees_grows(
     [
         ("question", "What is 23*14?"),
         ("rule", "uniform"),
-        ("samples", 1),
+        ("rollouts", 1),
         ("branches", 2),
         ("fusion", "none"),
         ("gamma", 0.0),
@@ -242,6 +243,7 @@ def test_a_click_with_shift_chooses_the_other_one() -> None:
     tokens = next(
         at for at, drawn in enumerate(widget.tree.figure.data) if drawn.orientation == "h"
     )
+    assert widget.trace is not None
     lanes = lanes_of(widget.trace, [0, 1, 2])
     heights = list(widget.tree.figure.data[tokens].y)
     widget.first.value, widget.second.value = 0, 1
@@ -254,6 +256,7 @@ def test_a_click_with_shift_chooses_the_other_one() -> None:
 def test_the_selectors_list_the_lanes_and_begin_with_a_right_branch() -> None:
     trace = saved_trace()
     root, wrong, right = trace.rollouts
+    assert wrong.branch is not None
     wrong = replace(wrong, branch=replace(wrong.branch, parent=0), reward=0.0)
     widget = explore(replace(trace, rollouts=(root, root, wrong, right)))
     assert [i for _, i in widget.first.options] == [0, 2, 3, 1]
@@ -670,6 +673,7 @@ def test_the_last_step_is_told_and_a_right_rollout_of_it_is_shown(tmp_path: Path
     metrics = {"step": 0.0, "reward": 0.25, "entropy": 1.5}
     widget._seen(None, StepRecord([trace], torch.zeros(1, 3), torch.zeros(1, 3), metrics))  # type: ignore[arg-type]
     assert "<b>step 0</b>: reward 0.250, entropy 1.50 nat" in widget.now.value
+    shown: Any
     (shown,) = widget.rollout.outputs
     assert "Entropy of rollout 1 (✓ correct)" in shown["data"]["text/plain"]
     assert widget.view is not None and "1 of 4 steps done." in widget.describe()
@@ -717,7 +721,7 @@ def test_each_control_has_a_label_and_a_help_text(widgets: list[Widget]) -> None
 
 def test_each_label_names_what_its_control_sets(widgets: list[Widget]) -> None:
     labels = {
-        "gamma": "γ_0", "decay": "s_0 (tokens)", "samples": "M, roots", "branches": "K, branches",
+        "gamma": "γ_0", "decay": "s_0 (tokens)", "rollouts": "M, roots", "branches": "K, branches",
         "rule": "Fork rule", "fusion": "Fusion", "seed": "Seed", "temperature": "Temperature",
         "way": "Decoding", "token": "t, token", "latent": "z", "since": "s, tokens since",
         "layer": "Layer", "head": "Head", "lead": "δ, slot's lead", "tokens": "tokens",

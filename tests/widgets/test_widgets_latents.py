@@ -113,7 +113,8 @@ def slow_logits(
         norm = layer.post_attention_layernorm
         h = h + layer.mlp(normed(h, norm.weight, norm.variance_epsilon))
     h = normed(h, model.norm.weight, model.norm.variance_epsilon)
-    return (h @ policy.model.lm_head.weight.t())[:, : policy.vocab_size]
+    logits: Tensor = h @ policy.model.lm_head.weight.t()
+    return logits[:, : policy.vocab_size]
 
 
 def slow_chances(
@@ -226,7 +227,8 @@ def test_each_control_changes_bars_map_and_words(
     after = shown()
     assert after[0] != before[0] and after[2] != before[2]
     assert (after[1] != before[1]) == (part != "gamma"), "z stands elsewhere, but not for γ_0"
-    assert widget.bars.outputs[0]["data"]["text/plain"] in widget.describe()
+    bars: Any = widget.bars.outputs[0]
+    assert bars["data"]["text/plain"] in widget.describe()
     assert widget.map.figure.data[-1].x == widget._map.figure.data[-1].x
     control.value = first
     assert shown() == before

@@ -19,8 +19,8 @@ from tiny import tiny_policy
 from i2b_lpo.config import BranchConfig, IBConfig
 from i2b_lpo.method.grpo import VARIANTS
 from i2b_lpo.method.ib import ESTIMATORS, Evidence
-from i2b_lpo.model.decoding import Sampling
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.branching import grow_trees
 from i2b_lpo.rollout.scoring import filter_traces, gather_evidence, score_traces
 from i2b_lpo.tasks.loading import load_task

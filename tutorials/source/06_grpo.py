@@ -27,8 +27,7 @@ from i2b_lpo.model import Policy, Sampling, load_policy, policy_logprobs
 from i2b_lpo.rollout import FOUR, QUESTION, roll_out, teacher_force
 from i2b_lpo.tasks import load_task
 from i2b_lpo.training import Batch, pack, reward_table, trajectories_of
-from i2b_lpo.views import group_advantages as draw_group
-from i2b_lpo.views import training_curves
+from i2b_lpo.views import group_advantages as draw_group, training_curves
 from i2b_lpo.views.surrogate import surrogate
 
 sys.path.insert(0, "..")  # the folder that holds the checks

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from i2b_lpo.config import preset
-from i2b_lpo.method import policy_loss
+from i2b_lpo.method import policy_loss, with_method
 from i2b_lpo.model import Sampling, load_policy, load_steering
 from i2b_lpo.rollout import FOUR, PREFIX, QUESTION, grow_trees, score_traces, teacher_force
 from i2b_lpo.tasks import load_task
@@ -87,7 +87,7 @@ check.new_tokens(new_tokens)
 
 # %%
 policy, task = load_policy("tiny-base"), load_task("shop")
-config = preset("tiny").with_method("i2b-lpo")
+config = with_method(preset("tiny"), "i2b-lpo")
 four = teacher_force(policy, QUESTION, FOUR)
 fork, prompt = len(policy.tokenizer.encode(PREFIX)), len(four.prompt_ids)
 root, *others = four.rollouts

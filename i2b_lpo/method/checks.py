@@ -6,17 +6,19 @@ from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from i2b_lpo.config import BranchConfig, GRPOConfig, IBConfig, LatentConfig
+from i2b_lpo.config import BranchConfig, GRPOConfig, IBConfig, LatentConfig, RunConfig
 from i2b_lpo.method.entropy import FORK_RULES
 from i2b_lpo.method.filters import FILTERS
 from i2b_lpo.method.grpo import VARIANTS
 from i2b_lpo.method.ib import ESTIMATORS
-from i2b_lpo.method.latent import SAMPLERS
+from i2b_lpo.method.methods import METHODS
 from i2b_lpo.method.psa import FUSIONS
+from i2b_lpo.method.samplers import SAMPLERS
 
-__all__ = ["check_names"]
+__all__ = ["check"]
 
 _TABLES: dict[type, tuple[str, dict[str, Collection[str]]]] = {
+    RunConfig: ("", {"method": METHODS}),
     BranchConfig: (
         "branch.",
         {"rule": FORK_RULES, "fusion": (*FUSIONS, "none"), "sampler": SAMPLERS},
@@ -27,18 +29,18 @@ _TABLES: dict[type, tuple[str, dict[str, Collection[str]]]] = {
 }
 
 
-def check_names(settings: Any) -> None:
+def check(settings: Any) -> None:
     """Refuse a name without an entry, in these settings and their sections.
 
     Raises:
-        ValueError: unknown fork rule, fusion, sampler, estimator, filter or variant; lists those
-            that there are.
+        ValueError: unknown method, fork rule, fusion, sampler, estimator, filter or variant; lists
+            the known ones.
     """
     prefix, tables = _TABLES.get(type(settings), ("", {}))
     for field in fields(settings):
         value = getattr(settings, field.name)
         if is_dataclass(value):
-            check_names(value)
+            check(value)
         elif field.name in tables and value not in tables[field.name]:
             raise ValueError(
                 f"Unknown {prefix}{field.name} {value!r}; choose one of "
