@@ -44,6 +44,7 @@ from i2b_lpo.config import (
 )
 from i2b_lpo.method.methods import METHODS, with_method
 from i2b_lpo.tasks.benchmarks import BENCHMARKS
+from i2b_lpo.tasks.domains import DOMAINS
 from i2b_lpo.tour import run_of
 from i2b_lpo.training.loop import train
 
@@ -664,7 +665,8 @@ def test_an_options_help_tells_its_default(
 
 def test_help_lists_the_tasks_there_are(capsys: Capture) -> None:
     listed = option_help("train", "--task", capsys)
-    assert listed.startswith(f"shop, product, {', '.join(BENCHMARKS)}, or a .jsonl file")
+    own = [task for domain in DOMAINS.values() for task in domain.tasks]
+    assert listed.startswith(f"{', '.join([*own, *BENCHMARKS])}, or a .jsonl file")
 
 
 def _tour_defaults() -> RunConfig:
