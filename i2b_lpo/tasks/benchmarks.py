@@ -44,7 +44,6 @@ def _problem(row: Mapping[str, Any]) -> str:
 
 
 BENCHMARKS: dict[str, dict[str, Source]] = {
-    # split by our name → where it is on the Hugging Face hub
     "gsm8k": {
         split: Source(_asked, _gsm8k_answer, "openai/gsm8k", split, "main")
         for split in ("train", "test")
@@ -55,6 +54,7 @@ BENCHMARKS: dict[str, dict[str, Source]] = {
     "math500": {"test": Source(_problem, _boxed_answer, "HuggingFaceH4/MATH-500", "test")},
     "aime24": {"test": Source(_problem, _boxed_answer, "HuggingFaceH4/aime_2024", "train")},
 }
+"""The benchmarks by name, each split of ours with its source."""
 _OWN = Source(
     lambda r: text_in(r, "question", "problem"), lambda r: gold_answer(answer_in(r, "answer"))
 )

@@ -231,3 +231,4 @@ FUNCTIONS = Domain(
     tasks=("functions",),
     examples={"functions": _examples},
 )
+"""Python functions: an answer in a block of code, judged by unit tests."""

@@ -161,3 +161,4 @@ GYM = Domain(
     load=_load,
     tasks=(f"{PREFIX}NAME",),
 )
+"""reasoning-gym: an answer between tags, scored by the library."""

@@ -59,3 +59,4 @@ MATHS = Domain(
         "product": partial(shop_examples, share=0.0),
     },
 )
+"""Mathematics: an answer in a box, compared by value."""

@@ -46,7 +46,7 @@ class Open(Count):
         return {"question": f"A number below {self.seed}?", "answer": None}
 
     def score_answer(self, answer, entry):
-        return 0.0 if answer is None else float(int(answer) < self.seed)
+        return float(int(answer) < self.seed)  # not of None
 
 
 def create_dataset(name, *, seed, size):

@@ -378,6 +378,9 @@ def test_what_is_remembered_is_bounded(fast_worker: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(pools, "KNOWN_PAIRS", 20)
     pool.compare("y", "z", PATIENT)
     assert len(pool._known) == 1
+    monkeypatch.setattr(Worker, "compare", lambda self, gold, answer, limit: "a" * 600)
+    assert len(pool.compare("long", "outcome", PATIENT)) == 600
+    assert len(pool._known) == 1
     pool.close()
     bytes_remembered = pools.LONGEST_KNOWN * 4 * 10_000
     slots = form_of.cache_info().maxsize
