@@ -1,4 +1,4 @@
-"""What the benchmarks share: a stopwatch, interleaved timing, the machine, the JSON line."""
+"""What the benchmarks share: a stopwatch, interleaved timing, machine facts, the JSON line."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def interleave(
     """
     for work in works.values():
         work()
-    gc.freeze()  # what is alive now needn't be looked through before every timing
+    gc.freeze()  # what is alive now needn't be scanned before every timing
     watches = {name: Stopwatch() for name in works}
     names = list(works)
     for turn in range(repeats):

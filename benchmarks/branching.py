@@ -1,9 +1,9 @@
-"""Branching speed: all forks in one batch from kept keys and values, against `model.generate`.
+"""Branching speed: all forks in one batch from cached keys and values, against `model.generate`.
 
-The peer gets the prefixes of the same forks and reads each of them anew: one branch at a time,
-which is what `ratio` means, and all branches as one batch, which shows where the gain comes from.
-Ours is the whole of `branch_out`: it also chooses the forks, records entropies and log-probs and
-joins the trees; generate returns ids alone.
+The peer gets the prefixes of the same forks and reads each of them again: one branch at a time,
+which `ratio` refers to, and all branches as one batch, which shows where the gain comes from. Ours
+is the whole of `branch_out`: it also chooses the forks, records entropies and log-probs and joins
+the trees; generate returns only ids.
 
     python benchmarks/branching.py
 """

@@ -1,7 +1,7 @@
 """Decoding speed: `i2b_lpo.model.decode` against `model.generate`, same model and same prompts.
 
 Both draw a fixed number of tokens (there is no end token) at temperature 1 from the whole
-vocabulary. Ours also returns each token's entropy and both log-probs; generate returns ids alone,
+vocabulary. Ours also returns each token's entropy and both log-probs; generate returns only ids,
 has no logits processor to run, and is measured with each of its two caches.
 
     python benchmarks/decode.py

@@ -1,9 +1,9 @@
 """What H_t costs while decoding: the decode loop as it is against the same loop without H_t.
 
-The entropy is taken out from the outside: a function that returns zeros stands in its place. Both
-loops keep both log-probs, draw the same tokens and stop nowhere. A second row has a vocabulary of
-Qwen's size on a model of two layers with random weights: of a real model's forward pass it has the
-smallest share, so that the entropy's share is the largest.
+The entropy is removed from outside: a function that returns zeros replaces it. Both loops keep both
+log-probs, draw the same tokens and stop nowhere. A second row has a vocabulary of Qwen's size on a
+two-layer model with random weights: it does the smallest part of a real model's forward pass, so
+that the entropy's share is the largest.
 
     python benchmarks/entropy_overhead.py
 """

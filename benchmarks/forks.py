@@ -1,24 +1,23 @@
-"""Do forks and latents buy diversity? Equal budgets of generated tokens, on validation questions.
+"""Do forks and latents add diversity? Equal budgets of generated tokens, on validation questions.
 
     python benchmarks/forks.py --policy tiny-base     # 10 minutes on one core
     python benchmarks/forks.py --policy tiny-grpo
 
-Ways to spend one budget a question (trajectories are taken in the order they were made until the
-next one would exceed it; a branch costs its own tokens only):
+Ways to spend one budget per question (trajectories are taken in the order they were made until the
+next one would exceed it; a branch costs only its own tokens):
 
 * independent samples;
 * rollouts with K = 3 branches from a uniform fork, plain re-sampling (control);
 * the same from an entropy-chosen fork (top 5 %);
-* the same at equal depth (control): each rollout forks where another's entropy fork lies, as a
-  share of its length, so that only H_t itself is left out of the choice;
+* the same at equal depth (control): each rollout forks at the depth of another's entropy fork, as
+  a share of its length, so that only H_t itself is removed from the choice;
 * entropy forks with latents: PSA, K latents by `independent`, `spread`, and two controls: N(0, I),
   which is quieter than z, and `matched`, a random direction with the norm of a prior draw.
 
-These are whole trees: a rollout's own tokens are paid for as well. Branch sets: from the same
-rollouts and the same forks, re-sampling against PSA, at one budget of branch tokens only. Counted:
-distinct strategies among well-formed trajectories, distinct strategies among correct ones, and
-whether any is correct. Means over questions with 95 % bootstrap intervals; differences are paired
-by question.
+These are whole trees: a rollout's own tokens are paid for too. Branch sets compare re-sampling with
+PSA, from the same rollouts and forks, at one budget of branch tokens alone. We count distinct
+strategies among well-formed trajectories, distinct strategies among correct ones, and whether any
+is correct. Means over questions with 95 % bootstrap intervals; differences are paired by question.
 """
 
 from __future__ import annotations

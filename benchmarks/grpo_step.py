@@ -1,10 +1,10 @@
 """One GRPO step: `i2b_lpo.training.train_step` against TRL's `GRPOTrainer`, in turn in one process.
 
-Both take the same questions, samples a question, length limit, learning rate and reward function,
+Both take the same questions, samples per question, length limit, learning rate and reward function,
 draw at temperature 1 from the whole vocabulary, average the loss over tokens, have no KL term, and
-make one optimizer step a batch, in float32, without gradient checkpointing. A step is everything
+make one optimizer step per batch, in float32, without gradient checkpointing. A step is everything
 from the prompts' text to the changed weights: sampling, verifying, advantages, forward, backward,
-clipping, AdamW. Both start each step from the same weights; putting them back isn't timed.
+clipping, AdamW. Both start each step from the same weights; restoring them isn't timed.
 
 Two modes:
 

@@ -1,16 +1,16 @@
 """S_IB (METHOD §5): how each estimator ranks four kinds of trace, and sampled ones.
 
     python benchmarks/ib_ranking.py           # 3 min on one core; results/ib_ranking.{json,md}
-    python benchmarks/ib_ranking.py --page    # the page again, from the measured numbers
+    python benchmarks/ib_ranking.py --page    # rewrite the page from the measured numbers
 
 1. Four traces of each validation problem, built by `i2b_lpo.tasks.failures` from one solution:
-   concise, drift, verbose, loop. Do the scores bring them into the paper's order?
+   concise, drift, verbose, loop. Do the scores put them in the paper's order?
 2. Eight sampled trajectories of each problem, taken as two roots and two branch sets of three: does
    the score tell correct from wrong, and what does the filter keep?
 
 Shuffled scores (permuted among the trajectories of each problem) are the control throughout: the
-mean of 20 shuffles, and for the order also the lowest and the highest that a single one gave.
-κ and λ were chosen on the tuning problems; all else is measured on the others.
+mean of 20 shuffles, and for the order also the lowest and the highest value of a single shuffle.
+κ and λ were chosen on the tuning problems; everything else is measured on the others.
 """
 
 from __future__ import annotations
@@ -316,30 +316,30 @@ def seen(policies: dict[str, Any]) -> str:
         f"the loop last in {place(default, 'loop last')} of the problems (shuffled: "
         f"{place(shuffled_, 'concise first')} and {place(shuffled_, 'loop last')}). The paper's "
         f"whole order comes out in {place(default, 'whole order')}: elsewhere a verbose right "
-        "trace stands above a wrong one.",
+        "trace ranks above a wrong one.",
         f"**The cost alone does better: it gets {place(cost, 'whole order')} of the whole orders "
-        "right.** These recipes fail by their form, and a slip surprises the policy, so the cost "
-        "sees a drift too, if by little: it puts concise above drift by "
-        f"{ahead(cost):.2f} on average, the default by {ahead(default):.2f}. By this order the "
-        "answer's part would be left out.",
-        "What the answer's part buys is right from wrong on samples of the policy: "
-        f"{telling_of(default)}; the cost alone {telling_of(cost)}. Alone it has no order: the "
-        f"loop is last in {place(answer, 'loop last')}.",
-        "Most of what the score tells about samples is their reward, for a trace states its answer "
-        "in its last line; beyond that it ranks those of one outcome. "
-        f"Top-N by it raises the share of correct branches from {correct(shuffled_)} to "
+        "right.** These recipes fail in form, and a slip surprises the policy, so the cost "
+        "sees a drift too, if only slightly: it puts concise above drift by "
+        f"{ahead(cost):.2f} on average, the default by {ahead(default):.2f}. Judged by this order, "
+        "the answer part would be left out.",
+        "The answer part earns its place by telling right from wrong among the policy's samples: "
+        f"{telling_of(default)}; the cost alone {telling_of(cost)}. On its own it gives no order: "
+        f"the loop is last in {place(answer, 'loop last')}.",
+        "Most of what the score tells about samples is their reward, because a trace states its "
+        "answer in its last line; beyond that, it ranks samples of the same outcome. Top-N by "
+        f"this score raises the share of correct branches from {correct(shuffled_)} to "
         f"{correct(default)}; `within_outcome` does not, and keeps {kept:.1%} of the branches "
         "instead of two in three.",
-        "METHOD's own form, with the logarithm, needs a cost weighed five times as much: at λ=1 "
+        "METHOD's own form, with the logarithm, needs five times the cost weight: at λ=1 "
         f"the loop is last in {place(log, 'loop last')}, at λ=5 in {place(steep, 'loop last')}, "
-        f"and there it tells samples apart a little less well ({telling_of(steep)}).",
+        f"and there it separates samples a little less well ({telling_of(steep)}).",
         "`advantage_entropy` ranks loops and padding first: they surprise the policy, and H is "
         "high there. Its AUC is that of the advantage in it. `answer_conditioned` is at chance: "
         "these policies have never seen an answer in their prompt.",
-        "Chosen on the tuning problems: λ=1, for more lowers the AUC on samples of the base; then "
-        "the κ with the most whole orders.",
+        "Chosen on the tuning problems: λ=1, because more lowers the AUC on samples of the base; "
+        "then the κ with the most whole orders.",
     ]
-    return "## What is seen\n\n" + "\n".join(f"* {point}" for point in points)
+    return "## Findings\n\n" + "\n".join(f"* {point}" for point in points)
 
 
 def page(result: dict[str, Any]) -> str:
@@ -347,7 +347,7 @@ def page(result: dict[str, Any]) -> str:
         "# S_IB: the order of four kinds of trace",
         f"{result['machine']['date']}, {result['problems']} validation problems of the bundled "
         f"task for every figure but the tuning tables (there {result['tuning problems']} others). "
-        "Mean [95 % bootstrap interval over problems]. Repeat it with `benchmarks/ib_ranking.py`.",
+        "Mean [95 % bootstrap interval over problems]. Reproduce with `benchmarks/ib_ranking.py`.",
         f"Default: `{result['default']}`. Four traces of each problem come from one solution "
         "(`i2b_lpo.tasks.failures`); the paper's order [P] is concise > drift > verbose > loop. "
         "Shuffled: the default's scores permuted among the traces of each problem.",
@@ -365,13 +365,13 @@ def page(result: dict[str, Any]) -> str:
         )
         single = found["order"]["shuffled scores"]["of single draws"]
         parts.append(
-            f"Shuffled is the mean of {SHUFFLES} shuffles; single ones gave "
+            f"Shuffled is the mean of {SHUFFLES} shuffles; single shuffles gave "
             + ", ".join(
                 f"{what} {single[what][0]:.3f} to {single[what][1]:.3f}" for what in columns
             )
             + "."
         )
-        parts.append("Mean score, and the share of problems in which a kind stands at each rank:")
+        parts.append("Mean score, and the share of problems in which a kind takes each rank:")
         parts.append(
             table(
                 ["estimator", *KINDS],
@@ -392,15 +392,15 @@ def page(result: dict[str, Any]) -> str:
         lengths = ", ".join(f"{kind} {n}" for kind, n in found["lengths"].items())
         short = found["short loops"]
         parts.append(
-            f"Mean tokens: {lengths}. Where the loop has less than {SHORT} times the tokens of the "
-            f"verbose trace ({short['n']} problems), the default puts it last in {show(short)}."
+            f"Mean tokens: {lengths}. Where the loop has fewer than {SHORT} times the tokens of "
+            f"the verbose trace ({short['n']} problems), the default puts it last in {show(short)}."
         )
         parts.append("### Sampled trajectories")
         parts.append(
-            "Eight samples a problem. AUC: chance that a correct one scores above a wrong one of "
-            "the same problem; pooled: of any problem (shuffling within problems keeps some of "
-            "it, for hard problems have low scores). Samples 3–5 and 6–8 stand for two branch sets "
-            "(K=3, N=2)."
+            "Eight samples per problem. AUC: the chance that a correct one scores above a wrong "
+            "one of the same problem; pooled: of any problem (shuffling within problems keeps some "
+            "of it, because hard problems have low scores). Samples 3–5 and 6–8 stand for two "
+            "branch sets (K=3, N=2)."
         )
         kept = ("kept share", "correct among kept", "AUC among kept")
         for rule in ("top_n", "within_outcome"):

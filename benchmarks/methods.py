@@ -17,6 +17,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,7 +26,7 @@ import torch
 
 from i2b_lpo.config import RunConfig, preset
 from i2b_lpo.evaluation import evaluate
-from i2b_lpo.method import bootstrap_interval, with_method
+from i2b_lpo.method import METHODS, bootstrap_interval, with_method
 from i2b_lpo.model import Sampling, load_policy
 from i2b_lpo.tasks import load_task
 from i2b_lpo.training import train
@@ -35,15 +36,12 @@ RUNS, RESULTS = Path("runs/methods"), Path(__file__).parent / "results"
 SHOWN = ("pass@1", "pass@8", "greedy", "distinct strategies", "entropy", "length", "rep-4")
 
 
-def _i2b(
-    change: Callable[[RunConfig], RunConfig] = lambda c: c,
-) -> Callable[[RunConfig], RunConfig]:
+def _i2b(change: Callable[[RunConfig], RunConfig]) -> Callable[[RunConfig], RunConfig]:
     return lambda config: change(with_method(config, "i2b-lpo"))
 
 
-METHODS: dict[str, Callable[[RunConfig], RunConfig]] = {
-    "grpo": lambda config: with_method(config, "grpo"),
-    "i2b-lpo": _i2b(),
+ARMS: dict[str, Callable[[RunConfig], RunConfig]] = {
+    **{name: partial(with_method, name=name) for name in METHODS},
     "plain": _i2b(lambda c: replace(c, grpo=replace(c.grpo, logprob="plain"))),
     "within_outcome": _i2b(lambda c: replace(c, ib=replace(c.ib, filter="within_outcome"))),
     "no_filter": _i2b(lambda c: replace(c, ib=replace(c.ib, filter="none"))),
@@ -53,7 +51,7 @@ METHODS: dict[str, Callable[[RunConfig], RunConfig]] = {
 
 def run(method: str, seed: int, steps: int) -> None:
     """Train one method and measure it."""
-    config = METHODS[method](replace(preset("tiny"), steps=steps, seed=seed))
+    config = ARMS[method](replace(preset("tiny"), steps=steps, seed=seed))
     policy, task = load_policy(config.policy), load_task(config.task)
     history = train(config, policy, task)
     result, _ = evaluate(
@@ -88,7 +86,7 @@ def report() -> None:
     for row in rows:
         runs.setdefault(row["method"], {})[row["seed"]] = row
     table: dict[str, Any] = {}
-    for method in METHODS:
+    for method in ARMS:
         if method not in runs:
             continue
         seeds = sorted(runs[method].keys() & runs["grpo"].keys())
@@ -137,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     sub = parser.add_subparsers(dest="command", required=True)
     one = sub.add_parser("run")
-    one.add_argument("method", choices=METHODS)
+    one.add_argument("method", choices=ARMS)
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--steps", type=int, default=60)
     sub.add_parser("report")

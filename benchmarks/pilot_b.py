@@ -1,10 +1,10 @@
-"""Pilot B (METHOD §8): under GRPO accuracy flattens early; do length and repetition keep growing?
+"""Pilot B (METHOD §8): under GRPO, accuracy flattens early; do length and repetition keep growing?
 
     python benchmarks/pilot_b.py run --seed 0     # 10 min on one core; once for each seed
     python benchmarks/pilot_b.py report           # benchmarks/results/pilot_b.{json,md}
 
-Trains the bundled base policy and measures it on validation questions on the way. Every number of
-the report is read from the runs' files.
+Trains the bundled base policy and measures it on validation questions along the way. Every number
+in the report is read from the runs' files.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def report() -> None:
         raise SystemExit(f"Pilot B needs 3 seeds, {RUNS} holds {len(runs)}; run the others first.")
     where = {
         "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one torch thread a run",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one torch thread per run",
         "torch": torch.__version__,
     }
     (RESULTS / "pilot_b.json").write_text(json.dumps({"environment": where, "runs": runs}) + "\n")
@@ -123,17 +123,17 @@ def report() -> None:
     bullets = [
         f"""As in the paper [S], accuracy flattens early: the first 50 steps bring
         {change("pass@1", 0, early) / change("pass@1", 0, last):.0%} of the gain in pass@1
-        ({change("pass@1", 0, last):+.3f} in all). The policy narrows all the same: after step 50
-        distinct strategies of 8 still fall by {-change("distinct strategies", early, last):.2f},
+        ({change("pass@1", 0, last):+.3f} in all). The policy still narrows: after step 50, distinct
+        strategies of 8 fall by another {-change("distinct strategies", early, last):.2f},
         entropy from {mean("entropy", early):.3f} to {mean("entropy", last):.3f} nat. pass@8 changes
         by {change("pass@8", 0, last):+.3f} over the run.""",
         f"""Unlike the paper, length and 4-gram repetition do not keep growing: length changes by
         {change("length", 0, early):+.1f} tokens up to step 50 (Guess, the shortest strategy, is
-        given up) and by {change("length", early, last):+.1f} from there, rep-4 by
-        {change("rep-4", 0, early):+.3f} and {change("rep-4", early, last):+.3f}. A solution has
-        a fixed form here and ends where it must; nothing is gained by going on. The collapse
-        shows in entropy and strategies instead.""",
-        """Which strategy wins is the same for every seed: the most reliable of the frequent ones.
+        abandoned) and by {change("length", early, last):+.1f} from there, rep-4 by
+        {change("rep-4", 0, early):+.3f} and {change("rep-4", early, last):+.3f}. Here a solution
+        has a fixed form and ends where it must, so going on gains nothing. The collapse shows in
+        entropy and strategies instead.""",
+        """The same strategy wins with every seed: the most reliable of the frequent ones.
         Grid, rare and about as reliable (see the card of tiny-base), dies out.""",
     ]
     seen = "\n".join(
@@ -147,9 +147,9 @@ def report() -> None:
 
 {where["date"]}, {where["machine"]}, torch {where["torch"]}. {len(runs)} seeds × {STEPS} steps,
 preset `tiny`; {QUESTIONS} validation questions × 8 samples at temperature 1, entropy in nats,
-length in tokens. Repeat it with `benchmarks/pilot_b.py`.
+length in tokens. Reproduce with `benchmarks/pilot_b.py`.
 
-## What is seen
+## Findings
 
 {seen}
 

@@ -4,7 +4,7 @@
     python benchmarks/steering.py --policy tiny-base
 
 Traces come from the base policy. At each fork whose next token names a strategy, z is inferred
-from the trace (posterior) and the policy decodes from the same prefix with that z. Controls: plain
+from the trace (posterior), and the policy decodes from the same prefix with that z. Controls: plain
 re-sampling from the fork, z from the prior, z ~ N(0, I), and a random direction with the norm of
 a prior draw.
 

@@ -1,9 +1,9 @@
 """I²B-LPO as small rooms: entropy, forks, latents, PSA, information bottleneck, GRPO.
 
-An independent reconstruction of the method of arXiv 2601.05870. METHOD §4 and the like, in any
-docstring, is that section of docs/method.md: what each statement rests on, [P], [S], [C], [I] or
-[D]. Importing the package loads nothing else; a room, and a name of a room, is imported when it is
-first asked for:
+An independent reconstruction of the method of arXiv 2601.05870. "METHOD §4" in a docstring refers
+to that section of docs/method.md, where tags say what each statement rests on: [P], [S], [C], [I]
+or [D]. Importing the package loads nothing else; rooms and their names are imported when they are
+first used:
 
 >>> import i2b_lpo
 >>> i2b_lpo.method.advantages.__module__

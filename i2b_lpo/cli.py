@@ -23,6 +23,8 @@ from i2b_lpo.method.methods import METHODS
 
 __all__ = ["main"]
 
+TASKS = "shop, product, functions, gym:NAME, gsm8k, math, math500, aime24, or a .jsonl file"
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -66,104 +68,154 @@ def _settings_of(command: str) -> str:
     )
 
 
+_HELP = {
+    "tour": "train the bundled policy and write a page of what happened (4 min)",
+    "train": "train a policy by GRPO or the whole of I²B-LPO",
+    "train-latents": "train the latents of a policy (6 min for a bundled one)",
+    "evaluate": "measure a policy on a task",
+    "rollout": "sample a policy on questions and show the entropy of each token",
+    "pretrain": "teach a tiny policy from random weights (5 min)",
+    "info": "say what is installed and bundled, or what a run would be",
+    "notebooks": "copy the notebooks into a folder",
+    "tutorials": "copy exercises, solutions and guides into a folder",
+    "export": "write a policy as an ordinary Hugging Face folder with a card",
+}
+_WRITE = ("train", "train-latents", "evaluate", "rollout", "pretrain", "tour")
+_MUST = ("train", "train-latents", "pretrain")  # these have an output or have done nothing
+_EXAMPLE = {"pretrain": "tokens=1000", "train-latents": "beta_kl=0.2"}
+
+
 def _parser() -> _Parser:
     parser = _Parser(prog="i2b-lpo", description="Teach and run I²B-LPO, step by step.")
     parser.add_argument("--version", action="version", version=i2b_lpo.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, help: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
+    subs = {
+        name: commands.add_parser(
             name,
             help=help,
             description=help,
             epilog=_settings_of(name) if name in BASES else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        for name, help in _HELP.items()
+    }
+    _add_files(subs)
+    _add_methods(subs)
+    _add_questions(subs)
+    _add_sampling(subs)
+    _add_latents(subs)
+    subs["pretrain"].add_argument(
+        "--task", dest="learnt", metavar="TASK", help="product, shop or functions (product)"
+    )
+    for name in ("notebooks", "tutorials"):
+        subs[name].add_argument("folder", type=Path, metavar="DIR")
+    subs["export"].add_argument(
+        "source", help="a run's folder, a bundled name or a policy's folder"
+    )
+    subs["export"].add_argument("folder", type=Path, metavar="DIR")
+    return parser
 
-    tour = command("tour", "train the bundled policy and write a page of what happened (4 min)")
-    train = command("train", "train a policy by GRPO or the whole of I²B-LPO")
-    latents = command("train-latents", "train the latents of a policy (6 min for a bundled one)")
-    evaluate = command("evaluate", "measure a policy on a task")
-    rollout = command("rollout", "sample a policy on questions and show the entropy of each token")
-    pretrain = command("pretrain", "teach a tiny policy from random weights (5 min)")
-    info = command("info", "say what is installed, bundled and configured")
-    notebooks = command("notebooks", "copy the notebooks into a folder")
-    tutorials = command("tutorials", "copy exercises, solutions and guides into a folder")
-    export = command("export", "write a policy as an ordinary Hugging Face folder with a card")
 
-    outputs = dict.fromkeys((train, latents, evaluate, rollout, pretrain)) | {tour: "runs/tour"}
-    for sub, output in outputs.items():
-        _named(sub, "--seed", "source of all randomness")
-        sub.add_argument(
+def _add_files(subs: dict[str, _Parser]) -> None:
+    """Seed, output, settings from a file and single ones, steps, resume."""
+    for name in _WRITE:
+        output = "runs/tour" if name == "tour" else None
+        _named(subs[name], "--seed", "source of all randomness")
+        subs[name].add_argument(
             "--output",
             type=Path,
             default=output,
             metavar="DIR",
-            required=sub in (train, latents, pretrain),
+            required=name in _MUST,
             help="folder to write to" + (f" ({output})" if output else ""),
         )
-    for sub in (*outputs, info):
-        sub.add_argument(
+    for name in (*_WRITE, "info"):
+        subs[name].add_argument(
             "--config",
             type=Path,
             metavar="FILE",
             help="settings from a TOML file, such as run.toml",
         )
-        sub.add_argument(
-            "--set", dest="sets", action="append", default=[], metavar="NAME=VALUE",
-            help="one setting, such as "
-            + ("tokens=1000" if sub is pretrain else "beta_kl=0.2" if sub is latents
-               else "rollout.batch=64") + "; may be repeated",
-        )  # fmt: skip
-    for sub in (tour, train, latents, pretrain):
-        _named(sub, "--steps", "optimizer steps")
-    for sub in (train, evaluate):
-        sub.add_argument(
+        example = _EXAMPLE.get(name, "rollout.batch=64")
+        subs[name].add_argument(
+            "--set",
+            dest="sets",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help=f"one setting, such as {example}; may be repeated",
+        )
+    for name in ("tour", "train", "train-latents", "pretrain"):
+        _named(subs[name], "--steps", "optimizer steps")
+    for name in ("train", "evaluate"):
+        subs[name].add_argument(
             "--resume", action="store_true", help="go on with the run in --output that was stopped"
         )
+
+
+def _add_methods(subs: dict[str, _Parser]) -> None:
+    """Preset and method of a run, and how it is shown or sharded."""
+    train, info = subs["train"], subs["info"]
     train.add_argument("--preset", default="tiny", help="settings by name (tiny); see info")
+    info.add_argument("--preset", help="the run of this preset")
     for sub in (train, info):
         sub.add_argument(
             "--method",
             choices=METHODS,
             help="sets what the method owns; --set comes after it (grpo)",
         )
-    train.add_argument(
-        "--shard", action="store_const", const=True,
-        help="split the weights over torchrun's processes (FSDP2)",
-    )  # fmt: skip
-    _named(
-        train, "--latents", "folder of train-latents (the bundled policies' own)", "branch.latents"
+    info.add_argument(
+        "--toml", action="store_true", help="every setting of a run, as a file for --config"
     )
-    for sub in (train, latents, evaluate, rollout):
+    train.add_argument(
+        "--shard",
+        action="store_const",
+        const=True,
+        help="split the weights over torchrun's processes (FSDP2)",
+    )
+
+
+def _add_questions(subs: dict[str, _Parser]) -> None:
+    """Whom to ask, what, and where."""
+    for name in ("train", "train-latents", "evaluate", "rollout"):
+        sub = subs[name]
         _named(sub, "--policy", "bundled name, folder or hub name")
-        _named(sub, "--task", "shop, product, gsm8k, math, math500, aime24, or a .jsonl file")
+        _named(sub, "--task", TASKS)
         _named(sub, "--data", "local copy of a benchmark: a folder with train / test .jsonl")
         _named(sub, "--device", "cpu or cuda")
-    _named(latents, "--source", "policy whose rollouts are learnt from (the same)")
-    _named(latents, "--fusion", "psa, input, softmax or residual")
-    _named(latents, "--objective", "steer or selector")
-    _named(latents, "--questions", "train questions")
-    for sub in (evaluate, rollout):
+    _named(subs["train-latents"], "--questions", "train questions")
+    _named(subs["evaluate"], "--questions", "how many")
+    _named(subs["rollout"], "--question", "your own question of the bundled task")
+
+
+def _add_sampling(subs: dict[str, _Parser]) -> None:
+    """How answers are drawn where they are evaluated or shown."""
+    for name in ("evaluate", "rollout"):
+        sub = subs[name]
         _named(sub, "--split", "split of the task")
         _named(sub, "--samples", "per question", "rollout.rollouts")
         _named(sub, "--temperature", "0 is greedy", "rollout.temperature")
         _named(sub, "--top-p", "share of the probability that is drawn from", "rollout.top_p")
         _named(sub, "--max-new-tokens", "length limit", "rollout.max_new_tokens")
-    _named(evaluate, "--questions", "how many")
-    _named(rollout, "--question", "your own question of the bundled task")
+
+
+def _add_latents(subs: dict[str, _Parser]) -> None:
+    """Branches and the latents that steer them."""
+    train, latents, rollout = subs["train"], subs["train-latents"], subs["rollout"]
+    _named(
+        train, "--latents", "folder of train-latents (the bundled policies' own)", "branch.latents"
+    )
+    _named(latents, "--source", "policy whose rollouts are learnt from (the same)")
+    _named(latents, "--fusion", "psa, input, softmax or residual")
+    _named(latents, "--objective", "steer or selector")
     rollout.add_argument(
-        "--branches", type=_positive, dest="branch.branches", metavar="N",
+        "--branches",
+        type=_positive,
+        dest="branch.branches",
+        metavar="N",
         help="fork each rollout and grow this many branches",
-    )  # fmt: skip
+    )
     _named(rollout, "--fusion", "how z enters the branches; none re-samples", "branch.fusion")
-    pretrain.add_argument("--task", choices=("product", "shop"), help="the warm-up (product)")
-    info.add_argument("--preset", help="print all settings of this preset")
-    for sub in (notebooks, tutorials):
-        sub.add_argument("folder", type=Path, metavar="DIR")
-    export.add_argument("source", help="a run's folder, a bundled name or a policy's folder")
-    export.add_argument("folder", type=Path, metavar="DIR")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

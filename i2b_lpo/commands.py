@@ -1,7 +1,7 @@
 """What each command of the command line does; `i2b_lpo.cli` reads its arguments.
 
-Whatever can be refused is refused before a file is written: settings and names first, then the
-task, the policy and its latents. torch is imported only by the commands that need it.
+Bad input is refused before any file is written: settings and names first, then the task, the
+policy and its latents. Only the commands that need torch import it.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
 import i2b_lpo
+from i2b_lpo.about import installed, summary
 from i2b_lpo.config import (
-    PRESETS,
     EvaluateConfig,
     LatentConfig,
     PretrainConfig,
@@ -47,7 +46,7 @@ BASES: dict[str, Any] = {
 
 
 def _settings(arguments: argparse.Namespace, base: Settings, **named: Any) -> Settings:
-    """The settings that were given; an option's `dest` is the name of its setting."""
+    """The settings given; an option's `dest` is the name of its setting."""
     given = vars(arguments)
     named |= {name: given[name] for name in names(type(base)) if given.get(name) is not None}
     return compose(
@@ -61,7 +60,7 @@ def _settings(arguments: argparse.Namespace, base: Settings, **named: Any) -> Se
 
 
 def _need_new(folder: Path | None) -> None:
-    """Refuse a folder that holds something, so that nothing is lost; before any work is done."""
+    """Refuse a folder that isn't empty, before any work is done, so that nothing is lost."""
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; choose a new folder, or remove it first.")
 
@@ -138,26 +137,31 @@ def _train_latents(arguments: argparse.Namespace) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    named = {}
-    if arguments.task is not None:
-        named = {"shop_share": PretrainConfig.shop_share if arguments.task == "shop" else 0.0}
+    named: dict[str, Any] = {}
+    if arguments.learnt in ("shop", "product"):  # one world, in two shares
+        share = PretrainConfig.shop_share if arguments.learnt == "shop" else 0.0
+        named = {"task": "shop", "shop_share": share}
+    elif arguments.learnt is not None:
+        named = {"task": arguments.learnt}
     config = _settings(arguments, BASES["pretrain"], **named)
     _need_new(arguments.output)
     from i2b_lpo.evaluation.measuring import evaluate
     from i2b_lpo.model.policy import make_policy, save_policy
     from i2b_lpo.model.sampling import Sampling
-    from i2b_lpo.tasks.loading import load_task
+    from i2b_lpo.tasks.loading import load_examples, load_task
     from i2b_lpo.training.pretraining import build_model, build_tokenizer, pretrain
 
+    load_examples(config.task)  # refuses a task without any
     output = _new_folder(arguments.output)
-    # The tokenizer knows the words of both tasks, so that the policy can go on with the other.
-    tokenizer = build_tokenizer(PretrainConfig(seed=config.seed))
+    # It knows the words of shop and product, so that the policy can continue with the other.
+    tokenizer = build_tokenizer(PretrainConfig(task=config.task, seed=config.seed))
     model = build_model(tokenizer, seed=config.seed)
     pretrain(model, tokenizer, config)
     policy = make_policy(model, tokenizer, name=str(output))
     save_policy(policy, output)
     write_run(config, output, "pretrain")
-    task = load_task("shop" if config.shop_share else "product")
+    bundled = "shop" if config.shop_share else "product"
+    task = load_task(bundled if config.task == "shop" else config.task)
     questions = task.questions("validation", 100, seed=0)
     print(evaluate(policy, task, questions, sampling=Sampling(160), seed=config.seed)[0])
     print(f"Policy: {output}")
@@ -171,9 +175,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         if not arguments.resume:
             _need_new(output)
         elif not parts.is_dir():
-            raise ValueError(f"{output} holds no evaluation to go on with; leave out --resume.")
+            raise ValueError(f"{output} holds no evaluation to continue; omit --resume.")
     elif arguments.resume:
-        raise ValueError("--resume goes on with what is in --output; name its folder.")
+        raise ValueError("--resume continues the run in --output; name its folder.")
     from i2b_lpo.evaluation.measuring import evaluate
     from i2b_lpo.infra.files import write_text
     from i2b_lpo.model.sampling import Sampling
@@ -190,7 +194,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         )  # fmt: skip
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            "stopped; the same command with --resume goes on." if output else "stopped."
+            "stopped; the same command with --resume continues." if output else "stopped."
         ) from None
     print(result)
     if output is not None and parts is not None:
@@ -201,15 +205,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _policy_and_task(settings: EvaluateConfig | SampleConfig) -> tuple[Any, Any]:
-    """Both loaded; the task without questions too long to be asked."""
+    """Load both; the task comes without the questions that are too long."""
     from i2b_lpo.model.policy import load_policy
-    from i2b_lpo.tasks.loading import without_long_prompts
+    from i2b_lpo.tasks.task import without_long_prompts
 
     task = _task(settings)
     policy = load_policy(settings.policy, device=settings.device)
     return policy, without_long_prompts(
         task,
-        lambda question: len(policy.prompt_ids(question.text)),
+        lambda question: len(policy.prompt_ids(question)),
         max_prompt_tokens=settings.rollout.max_prompt_tokens,
     )
 
@@ -251,35 +255,20 @@ def _rollout(arguments: argparse.Namespace) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     asked = (arguments.preset, arguments.method, arguments.config, arguments.sets)
-    if any(asked):
-        print(to_toml(_settings(arguments, preset(arguments.preset or "tiny"))), end="")
-        return
-    import accelerate
-    import torch
-    import transformers
-
-    from i2b_lpo.model.policy import BUNDLED, asset_path
-    from i2b_lpo.tasks.loading import BENCHMARKS
-
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    print(
-        f"i2b-lpo {i2b_lpo.__version__}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, accelerate {accelerate.__version__}\n"
-        f"processor cores {os.cpu_count()}, torch threads {torch.get_num_threads()}, GPU {cuda}\n"
-        f"tasks: shop, product (bundled), {', '.join(BENCHMARKS)} (Hugging Face hub)\n"
-        f"presets: {', '.join(PRESETS)}\nbundled policies:"
-    )
-    for name, what in BUNDLED.items():
-        print(f"  {name}: {what} ({asset_path(name)})")
+    if arguments.toml or any(asked):
+        run = _settings(arguments, preset(arguments.preset or "tiny"))
+        print(to_toml(run) if arguments.toml else summary(run), end="")
+    else:
+        print(installed(), end="")
 
 
 def _course(name: str) -> Path:
-    """The folder of `notebooks` or `tutorials`: in an installed package inside it, else beside."""
+    """The folder of `notebooks` or `tutorials`: inside an installed package, else next to it."""
     package = Path(i2b_lpo.__file__).parent
     for place in (package / f"_{name}", package.parent / name):
         if any(place.rglob("*.ipynb")):
             return place
-    raise ValueError(f"This installation has no {name}; install the package again.")
+    raise ValueError(f"This installation has no {name}; reinstall the package.")
 
 
 def _notebooks(arguments: argparse.Namespace) -> None:
@@ -295,7 +284,7 @@ def _tutorials(arguments: argparse.Namespace) -> None:
     source = _course("tutorials")
     _need_new(arguments.folder)
     folder = _new_folder(arguments.folder)
-    # Exercises and solutions import the checks beside them.
+    # Exercises and solutions import the checks next to them.
     for part in ("checks", "exercises", "solutions"):
         unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
         shutil.copytree(source / part, folder / part, ignore=unwanted)

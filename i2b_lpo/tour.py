@@ -1,11 +1,11 @@
-"""The tour: measure the bundled policy, train it by GRPO and by I²B-LPO side by side, write a page.
+"""The tour: measure the bundled policy, train it with GRPO and I²B-LPO side by side, write a page.
 
-Each training is a process of its own with one thread, so neither waits for the other; what they
-report goes through a pipe, and this process draws both progress bars.
+Each training runs in its own process with one thread, so neither waits for the other. They report
+through a pipe, and this process draws both progress bars.
 
-The two are compared at equal generated tokens: GRPO, which generates more in a step, as it was
-after the step at which its tokens come nearest to all of I²B-LPO's. Its run goes on to the same
-number of steps and is shown beside them.
+The two are compared at equal generated tokens. GRPO generates more per step, so it is taken after
+the step at which its tokens come nearest to I²B-LPO's total. Its run continues to the same number
+of steps and is shown next to them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from transformers.utils import logging
 import i2b_lpo
 from i2b_lpo.config import CheckpointConfig, RunConfig, TourConfig, options, refuse_old, write_run
 from i2b_lpo.evaluation.measuring import Evaluation, evaluate
-from i2b_lpo.method.methods import with_method
+from i2b_lpo.method.methods import METHODS, with_method
 from i2b_lpo.model.policy import Policy, load_policy, save_policy
 from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.model.steering import load_steering
@@ -53,7 +53,7 @@ __all__ = ["tour"]
 
 BASE, *TRAINED = NAMES
 GRPO, OURS = TRAINED
-FOLDERS = dict(zip(TRAINED, ("grpo", "i2b-lpo"), strict=True))  # also the names of the methods
+FOLDERS = {METHODS[name].title: name for name in ("grpo", "i2b-lpo")}
 FIRST_STEP = "traces_first_step.jsonl"
 POLICIES = "policies"  # folder of GRPO's policies, step-1 and so on
 SHOWN = (
@@ -75,7 +75,7 @@ Records = list[dict[str, float]]
 
 
 def run_of(settings: TourConfig, method: str) -> RunConfig:
-    """The training by one of the methods; without checkpoints, heavier than the minutes."""
+    """The training with one method; without checkpoints, which so short a run doesn't need."""
     run = RunConfig(
         policy=settings.policy,
         seed=settings.seed,
@@ -96,7 +96,7 @@ def tour(output: Path, settings: TourConfig | None = None) -> Path:
 
     Raises:
         ValueError: the policy has no latents; names the command that makes them.
-        ChildProcessError: one of the trainings failed; names it and says why. The other was ended.
+        ChildProcessError: one training failed; names it and says why. The other was ended.
     """
     begin = time.perf_counter()
     settings = settings or TourConfig()
@@ -105,7 +105,7 @@ def tour(output: Path, settings: TourConfig | None = None) -> Path:
     configs = {name: run_of(settings, method) for name, method in FOLDERS.items()}
     task = load_task(configs[TRAINED[0]].task)
     policy = load_policy(settings.policy)
-    # The training loads them itself; here it is only to refuse before any work is done.
+    # The training loads them itself; loading them here only refuses before any work is done.
     ours = configs[OURS]
     latents = load_steering(policy, ours.branch.latents or None, run=ours).card
     questions = task.questions("validation", settings.evaluation.questions, seed=0)
@@ -171,10 +171,10 @@ def tour(output: Path, settings: TourConfig | None = None) -> Path:
 
 
 def train_side_by_side(configs: Mapping[str, RunConfig], output: Path) -> dict[str, Records]:
-    """Train each run in a process of its own; returns the metrics of each step of each.
+    """Train each run in its own process; returns the metrics of each step of each run.
 
-    However it ends, no process is left over. Of GRPO's policies, kept after each step in its folder
-    `policies/`, those stay that may still be the one with I²B-LPO's tokens: at the end one.
+    However it ends, no process is left over. GRPO's policies are kept after each step in its folder
+    `policies/`; those that can't be the one with I²B-LPO's tokens are removed, so one is left.
 
     Args:
         configs: name of each run → its settings.
@@ -221,7 +221,7 @@ def train_side_by_side(configs: Mapping[str, RunConfig], output: Path) -> dict[s
 
 
 def nearest_step(records: Sequence[Mapping[str, float]], tokens: float) -> int:
-    """After how many steps (at least one) a run had generated nearly `tokens` tokens.
+    """The number of steps (at least one) after which a run's tokens were nearest to `tokens`.
 
     Example:
         >>> nearest_step([{"new_tokens": 100}, {"new_tokens": 90}, {"new_tokens": 110}], 160)
@@ -236,7 +236,7 @@ def _tokens(records: Sequence[Mapping[str, float]]) -> float:
 
 
 def _forget(policies: Path, records: Mapping[str, Records], *, ended: bool = False) -> None:
-    """Remove GRPO's policies that can't be the nearest to I²B-LPO's tokens, however it goes on."""
+    """Remove GRPO's policies that can't become the nearest to I²B-LPO's tokens."""
     if all(records.values()):
         # I²B-LPO's tokens only grow, so a step that is too early stays so.
         first = nearest_step(records[GRPO], _tokens(records[OURS]))
@@ -247,13 +247,13 @@ def _forget(policies: Path, records: Mapping[str, Records], *, ended: bool = Fal
 
 
 def _train(config: RunConfig, output: Path, sender: Connection[Any, Any], keep: bool) -> None:
-    """One training, in its own process: sends the metrics of each step, or what went wrong.
+    """One training in its own process: sends the metrics of each step, or what went wrong.
 
     With `keep` the policy is saved after each step.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, and that ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Bars are drawn by the parent; tqdm's own lock would outlive us where we are terminated.
+    # The parent draws the bars; tqdm's own lock would outlive us if we are terminated.
     tqdm.std.tqdm.set_lock(threading.RLock())
     logging.disable_progress_bar()
     torch.set_num_threads(1)
@@ -295,7 +295,7 @@ def _end(process: Any) -> None:
 
 
 def _cause(exit_code: int) -> str | None:
-    """Why a process ended that said nothing; None if all is well."""
+    """Why a process ended without a message; None if all is well."""
     if exit_code < 0:
         return (
             f"its process was ended by signal {-exit_code}; if memory was short, close other "

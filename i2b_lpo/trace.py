@@ -1,7 +1,7 @@
-"""Records that every stage hands to the next, and their JSON form. No torch here.
+"""The records that each stage passes to the next, and their JSON form. No torch here.
 
-``Question → Rollout → Branch → Trace``: a trace is the tree of one question, with all that was
-generated for it, so a saved file opens, reads and draws on a machine without torch.
+``Question → Rollout → Branch → Trace``: a trace is the tree of one question, with everything that
+was generated for it, so a saved file can be opened, read and drawn on a machine without torch.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ __all__ = [
 
 
 def is_correct(reward: float | None) -> bool:
-    """Whether a reward says that the answer is right: it is 1, a verdict's, or more [D].
+    """Whether a reward says that the answer is right: 1, as a verdict gives, or more [D].
 
-    The one place that decides it: part of a reward, as a reward of one's own may give, is not
-    right, and neither is a trajectory that wasn't verified.
+    This is decided only here. A partial reward, as a custom reward may give, is not right, and
+    neither is a trajectory that wasn't verified.
 
     >>> [is_correct(reward) for reward in (None, 0.0, 0.9, 1.0, 1.5)]
     [False, False, False, True, True]
@@ -43,13 +43,27 @@ def is_correct(reward: float | None) -> bool:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its verified answer `a`. `level` 0 means: the source gives no level."""
+    """A question with its verified answer `a`.
+
+    Attributes:
+        level: 0 means that the source gives no level.
+        domain: how it is asked and judged, an entry of `i2b_lpo.tasks.DOMAINS`.
+        checks: what the domain judges with besides the answer, such as unit tests.
+    """
 
     id: str
     text: str
     answer: str
     task: str = ""
     level: int = 0
+    domain: str = "maths"
+    checks: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict; a domain and checks only where they aren't the usual ones."""
+        row = dataclasses.asdict(self)
+        usual = {"domain": "maths", "checks": ""}
+        return {name: value for name, value in row.items() if usual.get(name) != value}
 
 
 @dataclass(frozen=True)
@@ -81,8 +95,8 @@ class Branch:
 class Score:
     """S_IB of a trajectory with its two parts: ``value = answer − cost`` (METHOD §5).
 
-    The unit is the estimator's: the default's answer part is a difference of probabilities, that of
-    the others nats a token.
+    The unit depends on the estimator: the default's answer part is a difference of probabilities,
+    that of the others is in nats per token.
 
     Attributes:
         value: S_IB.
@@ -100,12 +114,12 @@ class Rollout:
     """One trajectory `o` for a question, token by token, from the prompt's end to its own.
 
     All per-token fields have one entry for each of the T tokens, end token included. A branch
-    begins with its parent's tokens and what was measured on them; only those from its fork on are
-    its own (`Trace.start`), sampled and measured with its z.
+    begins with its parent's tokens and their measurements; only the tokens from its fork on are its
+    own (`Trace.start`), sampled and measured with its z.
 
     Attributes:
         ids: token ids, length T.
-        pieces: the text of each token by itself, special tokens included (a character that spans
+        pieces: the text of each single token, special tokens included (a character that spans
             several tokens shows as �).
         entropies: H_t in nats, before token t was drawn, at temperature 1 (METHOD §1).
         logprobs: log π(o_t) in nats at the sampling temperature, before top-p.
@@ -180,7 +194,7 @@ class Trace:
                 raise ValueError(f"Trajectory {i} doesn't begin with its parent's tokens.")
 
     def start(self, i: int) -> int:
-        """Number of tokens that trajectory i has from its parent; 0 for a root."""
+        """Number of tokens that trajectory i takes from its parent; 0 for a root."""
         branch = self.rollouts[i].branch
         return 0 if branch is None else branch.p - len(self.prompt_ids)
 
@@ -198,7 +212,7 @@ class Trace:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict; `Trace.from_json` gives back an equal record."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"question": self.question.to_json()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Trace:
@@ -216,7 +230,7 @@ class Trace:
             raise ValueError(f"Not a saved trace: {error}; write one with write_traces.") from error
 
     def __str__(self) -> str:
-        # Text goes to terminals and pages: no line, colour or direction of its own.
+        # Text goes to terminals and pages: it may set no line, colour or direction there.
         lines = [f"{visible(self.question.text)}  (answer {visible(self.question.answer)})"]
         children: dict[int, list[int]] = {}
         for i, rollout in enumerate(self.rollouts):
@@ -260,7 +274,7 @@ def _rollout(row: dict[str, Any]) -> Rollout:
 
 def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
     """Write traces as JSON lines (ASCII, so any model text survives), in one step."""
-    # All of it before the file is opened: `traces` may come from that very file.
+    # Build all of it before opening the file: `traces` may come from that very file.
     write_text(Path(path), "".join(json.dumps(trace.to_json()) + "\n" for trace in traces))
 
 
@@ -276,6 +290,8 @@ def read_traces(path: str | Path) -> Iterator[Trace]:
             try:
                 yield Trace.from_json(json.loads(line))
             except (RecursionError, ValueError) as error:
-                cut = "it is cut off, as by a kill or a full disk; delete it to read the others."
+                cut = (
+                    "it is cut off, perhaps by a kill or a full disk; delete it to read the others."
+                )
                 what = error if line.endswith("\n") else cut
                 raise ValueError(f"{path}, line {number}: {what}") from error

@@ -2,8 +2,8 @@
 
     python scripts/execute_notebooks.py [NOTEBOOK…]
 
-Each (without a name: all of notebooks/) runs in a fresh kernel of this Python, in its own folder,
-offline, with one thread. Nothing is written unless all passed. Needs a Chrome for the pictures.
+Each notebook (by default all of notebooks/) runs in a fresh kernel of this Python, in its own
+folder, offline, with one thread. Nothing is written unless all pass. Needs Chrome for the pictures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Make the bundled policies from nothing, measure them and write their cards.
+"""Make the bundled policies from scratch, measure them and write their cards.
 
     python scripts/make_policies.py base     # pretrain from random weights      10 min, 1 core
     python scripts/make_policies.py grpo     # GRPO from the base to its plateau 10 min, 1 core
@@ -89,7 +89,7 @@ def measure(name: str) -> None:
         "trained from random weights on solutions written by `i2b_lpo.tasks.shop` "
         "(`python scripts/make_policies.py base`)"
         if name == "tiny-base"
-        else "`tiny-base` after GRPO to its plateau, the collapsed policy "
+        else "`tiny-base` trained with GRPO to its plateau, where it has collapsed "
         "(`python scripts/make_policies.py grpo`)"
     )
     size = sum(p.numel() for p in policy.model.parameters())
@@ -100,8 +100,8 @@ pipeline_tag: text-generation
 ---
 # {name}
 
-A Qwen3 of {size / 1e6:.2f} million parameters, bfloat16: {how}. It solves the shopping sentences
-of i2b-lpo on a laptop CPU and nothing else.
+A Qwen3 with {size / 1e6:.2f} million parameters, bfloat16: {how}. It solves the shopping questions
+of i2b-lpo on a laptop CPU, and nothing else.
 
 ## Measured
 

@@ -2,10 +2,10 @@
 
     python scripts/make_tutorials.py [SOURCE…]
 
-A source (without a name: all of tutorials/source/) is a Python file of cells, in jupytext's percent
+A source (by default all of tutorials/source/) is a Python file of cells in jupytext's percent
 format. Its solution notebook runs offline with one thread; the exercise notebook has blanks instead
-of solutions, and pictures of what the solution showed. Nothing is written unless all passed. Needs
-a Chrome for the pictures.
+of solutions, and pictures of what the solution showed. Nothing is written unless all pass. Needs
+Chrome for the pictures.
 """
 
 from __future__ import annotations

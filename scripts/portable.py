@@ -3,13 +3,13 @@
     python scripts/portable.py [MACHINE…] [--only tests|notebooks] [--processes 2]
 
 Nothing that is compared may depend on which kernels a processor has, on how many threads add up a
-sum, or on the last bits of trained weights. Each machine below is this one made to compute as
-another; without names all run that this processor can. What each printed lies in
-artifacts/portable/, and a finished machine is not run again while no tracked file has changed.
-Test files that compare nothing that torch computes are left out.
+sum, or on the last bits of trained weights. Each machine below is this one, made to compute like
+another; by default all run that this processor supports. Their output is in artifacts/portable/,
+and a finished machine is not run again until a tracked file changes. Test files that compare
+nothing that torch computes are left out.
 
-On 2 cores of an AMD EPYC one machine takes about 20 minutes, twice that with two threads; all have
-not been timed in one run.
+On 2 cores of an AMD EPYC one machine takes about 20 minutes, twice that with two threads; a run of
+all has not been timed.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="cores to use (default 2)")
     given = parser.parse_args()
     if unknown := set(given.machines) - set(MACHINES):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose of {', '.join(MACHINES)}")
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(MACHINES)}")
     wanted = given.machines or [name for name in MACHINES if runs_here(name)]
     if missing := [name for name in wanted if not runs_here(name)]:
         parser.error(f"this processor ({get_cpu_capability()}) can't run {', '.join(missing)}")

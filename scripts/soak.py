@@ -1,12 +1,12 @@
-"""Kill a training with SIGKILL at random moments, resume it each time, and compare it bit for bit.
+"""Kill a training run with SIGKILL at random moments, resume it, and compare it bit for bit.
 
     python scripts/soak.py --kills 100
 
 A reference run is never stopped. Then the same run is killed again and again: half of the kills
-come at a random time, half at a random moment within a stage, chosen by chance, so that short
-stages are hit too. Every step's tokens, latents, log-probs, rewards, scores, advantages and losses,
-and at the end all weights and moments, are compared with the reference. When a run is finished
-before all kills are spent, the next one begins. 100 kills take 3 minutes; needs `os.fork`.
+come at a random time, half at a random moment within a randomly chosen stage, so that short stages
+are hit too. Every step's tokens, latents, log-probs, rewards, scores, advantages and losses, and at
+the end all weights and moments, are compared with the reference. If a run finishes before all kills
+are used, the next one begins. 100 kills take 3 minutes; needs `os.fork`.
 """
 
 from __future__ import annotations

@@ -294,8 +294,20 @@ def test_info_tells_versions_and_presets(capsys: Capture) -> None:
     for part in (i2b_lpo.__version__, "torch 2.", "transformers 5.", "cores", *PRESETS, *BUNDLED):
         assert part in shown
     for name, config in PRESETS.items():
-        assert run("info", "--preset", name) == 0
+        assert run("info", "--preset", name, "--toml") == 0
         assert tomllib.loads(capsys.readouterr().out) == config.to_json()
+
+
+def test_info_tells_a_run_in_a_few_lines(capsys: Capture) -> None:
+    words = ("--preset", "qwen2.5-7b", "--method", "i2b-lpo", "--set", "ib.keep=1")
+    assert run("info", *words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith("I²B-LPO (METHOD §0") and "Qwen/Qwen2.5-7B on math" in shown
+    assert "400 steps of 32 questions × G = 8 trajectories" in shown
+    assert "(M = 2 rollouts, each with K = 3 branches)" in shown
+    assert "ib.keep=1" in shown and "grpo.alpha=0.005" in shown and "--toml" in shown
+    assert run("info", "--preset", "tiny") == 0
+    assert "differs from the preset tiny in: nothing else" in capsys.readouterr().out
 
 
 def test_notebooks_are_copied(notebooks: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -355,7 +367,7 @@ def refused(capsys: Capture, hint: str, *arguments: Any) -> None:
         ("rollout --task nope", "Unknown task 'nope'; choose one of shop, product, "),
         ("evaluate --task nope", "Unknown task 'nope'; choose one of shop, product, "),
         ("train --output run --task nope", "Unknown task 'nope'; choose one of shop, product, "),
-        ("pretrain --output run --task gsm8k", "invalid choice: 'gsm8k' (choose from"),
+        ("pretrain --output run --task gsm8k", "choose one of shop, product, functions"),
         ("evaluate --task nope.jsonl", "give a .json or .jsonl file"),
         ("evaluate --task gsm8k --data nope", "put the data there"),
         ("evaluate --task gsm8k", "or give a local copy"),
@@ -446,7 +458,7 @@ def test_a_package_without_notebooks_says_so(
 ) -> None:
     for file in (notebooks / "notebooks").iterdir():
         file.unlink()
-    refused(capsys, "install the package again", "notebooks", tmp_path / "mine")
+    refused(capsys, "reinstall the package", "notebooks", tmp_path / "mine")
 
 
 def test_a_run_that_breaks_down_says_so_in_one_line(

@@ -439,7 +439,7 @@ def hostile_page(path: Path, text: str) -> str:
     """The tour's page with the text in every record that goes into it."""
     config = make_config(
         policy=text, task=text, seed=text, questions=text,
-        rollout={"samples": text, "temperature": text}, branch={"samples": text, "latents": text},
+        rollout={"rollouts": text, "temperature": text}, branch={"branches": text, "latents": text},
         ib={"keep": text}, grpo={"alpha": text}, **{text: text},
     )  # fmt: skip
     own = dataclasses.replace(make_tree(text, name=text), policy=text)

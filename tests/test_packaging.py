@@ -279,3 +279,46 @@ def test_no_file_names_a_path_of_somebodys_machine() -> None:
             continue
         hits += [f"{path.relative_to(ROOT)}: {hit.group()}" for hit in pattern.finditer(text)]
     assert hits == []
+
+
+# --- the house -----------------------------------------------------------------------------------
+
+LONGEST = 350  # lines of a module; a table may be longer, and none is
+ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.pyi"))
+
+
+def test_the_listing_explains_itself() -> None:
+    assert len([*PACKAGE.glob("*.py")]) <= 10
+    modules = [path for path in PACKAGE.rglob("*.py") if "assets" not in path.parts]
+    lines = {path: len(path.read_text("utf-8").splitlines()) for path in modules}
+    assert len(lines) > 100
+    assert {str(path): n for path, n in lines.items() if n > LONGEST} == {}
+
+
+def test_every_face_names_what_its_modules_hold(tmp_path: Path) -> None:
+    """A stub is read by type checkers alone: nothing else would notice a name that is gone."""
+    assert len(ROOMS) >= 10
+    code = f"""
+import importlib, sys
+for room in {ROOMS}:
+    face = importlib.import_module(f"i2b_lpo.{{room}}")
+    assert not {{"torch", "transformers"}} & set(sys.modules), f"{{room}} isn't lazy"
+for room in {ROOMS}:
+    face = importlib.import_module(f"i2b_lpo.{{room}}")
+    assert face.__all__ and len(set(face.__all__)) == len(face.__all__)
+    for name in face.__all__:
+        found = getattr(face, name)
+        assert type(found).__name__ != "module", f"{{room}}.{{name}} is a module"
+"""
+    done = run_python(code, path=ROOT, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_readme_lists_every_room() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    house = readme[readme.index("## The house") :]
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    tops = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
+    told = set(re.findall(r"^ {6}([a-z]+)/ ", house, re.M)) - {"assets"}
+    assert told == rooms
+    assert all(f"{name}" in house for name in tops)

@@ -462,14 +462,14 @@ def test_a_shape_is_told() -> None:
 
     with pytest.raises(NotRight, match=r"total: returned the shape \(3,\), expected \(2,\)\."):
         total(lambda values: values.sum(0))
-    with pytest.raises(NotRight, match="total: returned list, where a tensor is asked for"):
+    with pytest.raises(NotRight, match="total: returned list, where a tensor is expected"):
         total(lambda values: [3.0, 3.0])
 
 
 def test_a_tensor_for_a_list_is_told() -> None:
     check = exercise(lambda: [()])(lambda: [1, 3])
     for given in ([1, 3], [1, 2]):
-        with pytest.raises(NotRight, match="returned a tensor, where list is asked for"):
+        with pytest.raises(NotRight, match="returned a tensor, where list is expected"):
             check(lambda given=given: torch.tensor(given))
 
 

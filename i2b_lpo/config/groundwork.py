@@ -1,4 +1,4 @@
-"""Settings of what a run builds on: the latents of a policy, and a policy from random weights."""
+"""Settings for what a run builds on: a policy's latents, and a policy from random weights."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class LatentConfig:
     """How latents are trained (METHOD §3); the values are tuned on the bundled policies [D].
 
     Attributes:
-        policy, task, data, device: as in `RunConfig`; the policy is the one that is steered.
-        source: the policy whose rollouts are learnt from; "" is the steered policy itself.
+        policy, task, data, device: as in `RunConfig`; the policy is the one to be steered.
+        source: the policy whose rollouts are used for training; "" is the steered policy itself.
         objective: `steer` (the frozen policy with the fusion is the decoder) or `selector`.
         fusion: an entry of `i2b_lpo.method.FUSIONS`.
         d_z: dimensions of z.
         questions, rollouts: train questions and rollouts of each.
         temperature, max_new_tokens: how these rollouts are drawn.
         forks: forks taken from each rollout.
-        horizon: tokens of a continuation that are learnt from; beyond it γ has faded.
+        horizon: tokens of a continuation that are used; beyond it γ has faded.
         gamma, decay: γ_0 and s_0 in tokens; None for a γ that doesn't fade (`inf` in a file).
-        selector_steps: steps of the `selector` objective, which `steer` starts from.
+        selector_steps: steps of the `selector` objective, from which `steer` starts.
         fusion_first: share of the steps in which only the fusion learns; then the CVAE joins, and
             β_KL rises from 0 to `beta_kl` over a quarter of the steps.
         free_bits: nats per dimension below which the KL costs nothing more.
@@ -88,15 +88,18 @@ class PretrainConfig:
     """How the base policy is trained. Scheduled by steps, so a slow machine gets the same policy.
 
     Attributes:
-        shop_share: share of shopping sentences; the rest are single products.
+        task: the source of solved examples: `shop`, or another task that has some.
+        shop_share: for the task `shop`, the share of shopping questions; the rest are single
+            products.
         steps, tokens: optimizer steps, and tokens (prompt and solution) in each.
         muon_lr: learning rate of the matrices (torch.optim.Muon).
         adamw_lr: learning rate of embeddings and norms.
-        habit_from: share of the steps after which solutions choose strategies by habit; before,
-            for practice. So the policy can do well what it seldom does.
+        habit_from: share of the steps after which solutions choose strategies by habit; before
+            that, for practice. So the policy does well even what it seldom does.
         warmup, decay: shares of the steps with rising and falling rate; constant between.
     """
 
+    task: str = "shop"
     shop_share: float = 0.75
     steps: int = 2000
     tokens: int = 2300
@@ -120,3 +123,7 @@ class PretrainConfig:
         for name in ("muon_lr", "adamw_lr"):
             value = getattr(self, name)
             need(0 < value < 1, f"{name} is {value}; give a number between 0 and 1.")
+
+    def idle(self) -> dict[str, str]:
+        """The settings that change nothing beside the others → why."""
+        return {} if self.task == "shop" else {"shop_share": f"it is of shop, not {self.task}"}

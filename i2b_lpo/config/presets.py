@@ -1,6 +1,6 @@
 """Runs by name, from a laptop to eight GPUs, with the source of each value.
 
-`[C]` and `[D]` as in the method's notes: read in the released code, decided here.
+`[C]` and `[D]` as in docs/method.md: read in the released code, decided here.
 """
 
 from __future__ import annotations

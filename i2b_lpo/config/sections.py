@@ -1,6 +1,6 @@
-"""The sections of a run's settings: one for each stage, each checks its own values.
+"""The sections of a run's settings: one per stage; each checks its own values.
 
-`[C]` and `[D]` as in the method's notes: read in the released code, decided here.
+`[C]` and `[D]` as in docs/method.md: read in the released code, decided here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def need(condition: bool, message: str) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed from which a generator's seed of 64 bits can't be made for every step."""
+    """Refuse a seed too large to give every step's generator a 64-bit seed."""
     need(0 <= seed < SEEDS, f"seed is {seed}; give a whole number from 0 to {SEEDS - 1}.")
 
 
@@ -64,7 +64,7 @@ class RolloutConfig:
 
     Attributes:
         batch: rows decoded at a time; it bounds the memory.
-        max_prompt_tokens: questions with longer prompts are left out, counted and listed [C].
+        max_prompt_tokens: questions with longer prompts are skipped, counted and listed [C].
     """
 
     rollouts: int = 8
@@ -96,7 +96,7 @@ class BranchConfig:
         rule: an entry of `i2b_lpo.method.FORK_RULES`.
         fraction: share of a rollout's tokens that `top_fraction` chooses from.
         fusion: an entry of `i2b_lpo.method.FUSIONS`, or "none" for re-sampling from the fork.
-        latents: folder of the trained latents; "" takes the policy's own.
+        latents: folder of the trained latents; "" uses the policy's own.
         sampler: an entry of `i2b_lpo.method.SAMPLERS`.
     """
 
@@ -172,11 +172,11 @@ class IBConfig:
     Attributes:
         estimator: an entry of `i2b_lpo.method.ESTIMATORS`; "none" computes no score.
         beta_ib: β_IB, what information about the answer is worth.
-        cost_weight: λ, what the description excess costs.
+        cost_weight: λ, what excess description costs.
         clip_nats: κ in nats, the most that one token adds to the description.
         filter: an entry of `i2b_lpo.method.ib.FILTERS`; "none" keeps every branch.
         keep: N, branches kept of each branch set.
-        renormalise: advantages again over the kept ones.
+        renormalise: recompute advantages over the kept ones.
     """
 
     estimator: str = "answer_information"
@@ -257,9 +257,9 @@ class CheckpointConfig:
     """How often a run is saved, and how many of its newest checkpoints stay.
 
     Attributes:
-        every: steps from one checkpoint to the next; a run that a signal ends, and a finished one,
+        every: steps from one checkpoint to the next; a finished run, and one that a signal ends,
             are saved too. 0 saves nothing.
-        keep: checkpoints that stay. One takes 12 bytes a parameter: weights and AdamW's moments.
+        keep: checkpoints to keep. One takes 12 bytes per parameter: weights and AdamW's moments.
     """
 
     every: int = 10

@@ -31,10 +31,9 @@ from i2b_lpo.method.metrics import (
 from i2b_lpo.model.policy import Policy
 from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.rollouts import Reward, roll_out
-from i2b_lpo.tasks.loading import Task
+from i2b_lpo.tasks.domains import domain_named
+from i2b_lpo.tasks.task import Task
 from i2b_lpo.trace import Question, Rollout, Trace
-from i2b_lpo.verify.references import extract_boxed
-from i2b_lpo.verify.verdict import equivalent
 
 __all__ = [
     "EntropyProfile",
@@ -99,7 +98,7 @@ class Evaluation:
 
     Attributes:
         metrics: name → mean over questions with its 95 % bootstrap interval.
-        values: name → one number a question, in their order: what paired comparisons need.
+        values: name → one number per question, in order, as paired comparisons need.
         levels: level → the accuracy metrics on the questions of that level.
         strategies: strategy → how it was used; empty for a task without a labeller.
     """
@@ -160,14 +159,18 @@ def _accuracy(trace: Trace, greedy: Rollout | None) -> dict[str, float]:
     powers = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= n]
     row = {} if greedy is None else {"greedy": float(greedy.correct)}
     row |= {f"pass@{k}": pass_at_k(n, right, k) for k in powers}
-    answers = [extract_boxed(r.text) for r in trace.rollouts]
-    # What couldn't be read or decided once would cost its whole time limit with every other answer.
+    domain, gold = domain_named(trace.question.domain), trace.question.answer
+    answers = [domain.extract(r.text) for r in trace.rollouts]
+    right_ones = {a for a, r in zip(answers, trace.rollouts, strict=True) if r.correct}
+    # An answer that couldn't be decided once would cost its whole time limit with every other one.
     hopeless = {a for a, r in zip(answers, trace.rollouts, strict=True) if r.reason in UNDECIDED}
 
     def same(a: str, b: str) -> bool:
-        return a == b or (hopeless.isdisjoint((a, b)) and equivalent(a, b))
+        if a == gold:  # whether b is right was its verdict: a domain may know more than one answer
+            return b in right_ones
+        return a == b or (hopeless.isdisjoint((a, b)) and domain.equivalent(a, b))
 
-    row[f"maj@{n}"] = maj_at_k(answers, trace.question.answer, n, same)
+    row[f"maj@{n}"] = maj_at_k(answers, gold, n, same)
     return row
 
 
@@ -193,7 +196,7 @@ def _diversity(trace: Trace, task: Task) -> dict[str, float]:
 def measure(
     traces: Sequence[Trace], task: Task, *, greedy: Sequence[Trace] | None = None
 ) -> Evaluation:
-    """Metrics of traces already made; `greedy` holds one greedy rollout of the same questions."""
+    """Metrics of existing traces; `greedy` holds one greedy rollout of the same questions."""
     if not traces:
         raise ValueError("There are no traces to measure; ask for at least one question.")
     if len({len(t.rollouts) for t in traces}) > 1:
@@ -203,9 +206,7 @@ def measure(
     for trace in traces:
         for reward in (r.reward for r in trace.rollouts):
             if reward is None:
-                raise ValueError(
-                    "A rollout has no verdict; verify them first, e.g. make them by roll_out."
-                )
+                raise ValueError("A rollout has no verdict; verify them first, e.g. with roll_out.")
             if not math.isfinite(reward):
                 raise ValueError(
                     f"The reward of question {trace.question.id} is {reward}; give finite rewards."
@@ -268,7 +269,7 @@ def evaluate(
     progress: str = "evaluate",
     parts: Path | None = None,
 ) -> tuple[Evaluation, list[Trace]]:
-    """Greedy decoding, then `samples` rollouts a question, and all metrics.
+    """Greedy decoding, then `samples` rollouts per question, and all metrics.
 
     A policy is evaluated without z (METHOD §0). Lengths are in tokens, entropy in nats.
 
@@ -277,13 +278,13 @@ def evaluate(
         task: names the questions' task and labels their traces.
         questions: what to ask.
         sampling: of the sampled rollouts; greedy decoding takes its length limit.
-        samples: rollouts a question.
+        samples: rollouts per question.
         seed: of the sampling; the same seed and batch give the same rollouts.
         batch: rows decoded at a time.
-        reward: takes the place of the verifier; what it must be to be right, `is_correct` says.
+        reward: replaces the verifier; `is_correct` says which rewards count as right.
         progress: label of the progress bar.
-        parts: folder in which each finished batch is kept, so that an evaluation that was stopped
-            goes on from there with the same result; remove it when the result is saved.
+        parts: folder in which each finished batch is kept, so that a stopped evaluation continues
+            from there with the same result; remove it when the result is saved.
 
     Returns:
         The metrics, and the sampled traces they were computed from.

@@ -1,4 +1,4 @@
-"""What is kept of an evaluation under way, so that it can stop and go on with the same result."""
+"""What is kept of a running evaluation, so that it can stop and continue with the same result."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def open_parts(
         before = json.loads(file.read_text(encoding="utf-8"))
         if changed := [name for name in settings if before.get(name) != settings[name]]:
             raise ValueError(
-                f"{parts} holds another evaluation, with other {', '.join(changed)}; go on with "
-                "what it was started with, or choose another folder."
+                f"{parts} holds another evaluation, with other {', '.join(changed)}; continue with "
+                "the settings it was started with, or choose another folder."
             )
     else:
         parts.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def write_part(file: Path, traces: Sequence[Trace], generator: torch.Generator) 
 
 
 def read_part(file: Path, generator: torch.Generator) -> list[Trace] | None:
-    """A batch that was kept, with the generator set to go on after it; None if there is none.
+    """A kept batch, with the generator set to continue after it; None if there is none.
 
     A damaged file counts as none, with a warning.
     """

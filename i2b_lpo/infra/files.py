@@ -1,6 +1,6 @@
-"""Files that are whole or not there: staged beside their place, flushed to disk, then renamed.
+"""Files and folders written atomically: staged next to their place, flushed to disk, then renamed.
 
-A kill or a full disk at any moment leaves the old file or folder, or the new one, never a half.
+A kill or a full disk at any moment leaves the old one or the new one, never half of one.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ __all__ = ["inside", "staged", "write_text"]
 def inside(root: str | Path, name: str) -> Path:
     """The path of `name` in the folder `root`, with symbolic links resolved.
 
-    For every name that comes from data or settings and becomes a file.
+    Use it for every file name that comes from data or settings.
 
     Raises:
-        ValueError: it is no name, or leads out of `root`.
+        ValueError: it isn't a name, or leads out of `root`.
     """
     try:
         folder = Path(root).resolve()
         path = (folder / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # NUL, too long, a ring of links
-        raise ValueError(f"{name!r} is no file name ({error}); give another.") from error
+        raise ValueError(f"{name!r} is not a file name ({error}); give another.") from error
     if path == folder or not path.is_relative_to(folder):
         raise ValueError(f"{name!r} leads out of the folder {root}; give a name inside it.")
     return path
@@ -34,9 +34,9 @@ def inside(root: str | Path, name: str) -> Path:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A new, empty folder; at the end of the block it takes the place of `folder`.
+    """A new, empty folder that replaces `folder` at the end of the block.
 
-    If the block raises, it is removed and `folder` stays as it was.
+    If the block raises, the new folder is removed and `folder` stays as it was.
     """
     part, old = (folder.with_name(f".{folder.name}.{what}") for what in ("part", "old"))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file in one step: a reader sees the old text or the new one."""
+    """Write a UTF-8 text file atomically: a reader sees the old text or the new one."""
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("w", encoding="utf-8", newline="\n") as file:

@@ -1,7 +1,7 @@
-"""Out of memory: the same passes again with half the tokens each, or one sentence on what to lower.
+"""Out of memory: repeat the passes with half the tokens each, or say in one sentence what to lower.
 
-A smaller size isn't kept for the next step: a run depends on its settings alone, whatever else the
-machine was doing. So every step that doesn't fit says so, and which setting saves the repeat.
+A smaller size isn't kept for the next step: a run depends only on its settings, not on what else
+the machine was doing. So every step that doesn't fit says so, and which setting avoids the repeat.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def ran_out(error: BaseException | None) -> bool:
 
 @contextmanager
 def lowering(advice: str) -> Iterator[None]:
-    """Turn running out of memory in the block into one sentence.
+    """Turn an out-of-memory error in the block into one sentence.
 
     Raises:
         OutOfMemory: memory ran out; "Out of memory" and `advice` in one sentence.
@@ -50,7 +50,7 @@ def one_pass(rows: int, tokens: int) -> Iterator[None]:
     """A pass over `rows` trajectories of `tokens` padded tokens in all.
 
     Raises:
-        OutOfMemory: memory ran out, and there is one trajectory only.
+        OutOfMemory: memory ran out, and there is only one trajectory.
     """
     if rows > 1:
         yield
@@ -69,10 +69,10 @@ def halving(
     *,
     agree: Callable[[Exception | None], Exception | None] = lambda error: error,
 ) -> T:
-    """`attempt(tokens)`; when memory runs out, again with half, from the same random state.
+    """`attempt(tokens)`; if memory runs out, retry with half, from the same random state.
 
     Args:
-        attempt: makes passes of at most that many padded tokens; one that fails leaves nothing.
+        attempt: makes passes of at most that many padded tokens; a failed one leaves no trace.
         tokens: what is tried first.
         agree: what failed on any process (`i2b_lpo.training.agree`), so that all repeat.
 
@@ -95,13 +95,13 @@ def halving(
         if not ran_out(error):
             raise error
         if tokens <= 1:
-            raise OutOfMemory("Out of memory at one token a pass; take a smaller policy.")
+            raise OutOfMemory("Out of memory at one token per pass; use a smaller policy.")
         clear_device_cache(garbage_collection=True)
         torch.set_rng_state(random[0])
         torch.cuda.set_rng_state_all(random[1])
         warnings.warn(
-            f"Out of memory at {tokens} tokens a pass; repeated with {tokens // 2} (--set "
-            f"grpo.micro_tokens={tokens // 2} saves the repeat).",
+            f"Out of memory at {tokens} tokens per pass; repeated with {tokens // 2} (--set "
+            f"grpo.micro_tokens={tokens // 2} avoids the repeat).",
             stacklevel=2,
         )
         tokens //= 2

@@ -48,13 +48,13 @@ _SECRET_FIELDS = {
 
 
 def redact(value: Any) -> Any:
-    """A copy with secrets replaced by ``[redacted]``, for all that is written or shown.
+    """A copy with secrets replaced by ``[redacted]``, for everything that is written or shown.
 
     Recognised in any text: access tokens of Hugging Face, GitHub, GitLab, OpenAI, Anthropic, Slack,
-    AWS, Google and JSON web tokens by their form; ``user:password@`` in an address; values of
+    AWS and Google, and JSON web tokens, by their form; ``user:password@`` in an address; values of
     ``?token=``, ``&signature=``, ``&key=`` and the like; ``password=…``, ``api_key=…``,
-    ``AWS_SECRET_ACCESS_KEY=…``. In a mapping also every text under a name such as ``password``. A
-    secret of no such form can't be told from a name: keep it out of settings.
+    ``AWS_SECRET_ACCESS_KEY=…``. In a mapping, also every text under a name such as ``password``. A
+    secret of any other form looks like a name: keep it out of settings.
 
     Args:
         value: text, number, or mappings, lists and tuples of them.

@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that a signal ended, with nothing lost; the message says how it goes on."""
+    """A run that a signal ended, with nothing lost; the message says how to continue it."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -23,13 +23,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals:
-    """Within the block the first signal is only noted, and the second one stops at once.
+    """Within the block the first signal is only recorded; the second stops at once.
 
-    Only a main thread can do this; elsewhere signals go where they went. One that this process
-    ignores, as a background job ignores Ctrl-C, stays ignored.
+    Only a main thread can do this; elsewhere signals are handled as before. A signal that this
+    process ignores, as a background job ignores Ctrl-C, stays ignored.
 
     Attributes:
-        received: number of the signal that was noted, or None.
+        received: number of the recorded signal, or None.
     """
 
     def __init__(self) -> None:
@@ -55,5 +55,5 @@ class Signals:
         if self.received is not None:
             raise Interrupted("Stopped in the middle of a step.", number)
         self.received = number
-        # Not print: it may be what the signal came in the middle of.
+        # Not print: the signal may have interrupted a print.
         os.write(2, b"\nStopping after this step; once more stops at once.\n")

@@ -9,11 +9,10 @@ __all__ = ["visible"]
 
 
 def visible(text: str, limit: int = 0) -> str:
-    r"""`text` on one line with every character that could hide or act written out.
+    r"""`text` on one line, with every character that could hide or act written out.
 
-    Control characters, direction marks, unusual blanks, lone surrogates, characters without a
-    shape and the like become escapes. The result is plain text: whoever puts it into HTML still
-    escapes it.
+    Control characters, direction marks, unusual blanks, lone surrogates, invisible characters and
+    the like become escapes. The result is plain text: to put it into HTML, escape it.
 
     Args:
         text: any text.
@@ -23,7 +22,7 @@ def visible(text: str, limit: int = 0) -> str:
         >>> print(visible("a\nb\t\0\u202e"))
         a↵b⇥\x00\u202e
     """
-    # No character becomes shorter, so no more of a long text is looked at than can show.
+    # No character becomes shorter, so no more of a long text is read than can be shown.
     shown = "".join(map(_shown, text[: limit + 1] if limit else text))
     return shown if not limit or len(shown) <= limit else shown[: limit - 1] + "…"
 

@@ -1,4 +1,4 @@
-"""Folders of weights: safetensors alone, with their SHA-256 sums, replaced whole or not at all."""
+"""Folders of weights: only safetensors, with their SHA-256 sums, replaced atomically."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SUMS = "sha256.json"
 
 @contextmanager
 def replaced(folder: str | Path, *, mark: str) -> Iterator[Path]:
-    """A new folder to write to, which takes the place of `folder` at the end, whole or not at all.
+    """A new folder to write to, which atomically replaces `folder` at the end.
 
-    It gets the sums of the files written. What else lay in `folder` is kept, except weights.
+    It gets the sums of the files written. Other files in `folder` are kept, except weights.
 
     Args:
         folder: where it will be.
-        mark: the file that tells an earlier folder of the same kind, which may be replaced.
+        mark: the file that identifies an earlier folder of the same kind, which may be replaced.
 
     Raises:
         ValueError: `folder` holds something else.
@@ -38,8 +38,7 @@ def replaced(folder: str | Path, *, mark: str) -> Iterator[Path]:
             kept = {path.name: path for path in folder.iterdir()} if folder.exists() else {}
             if kept and mark not in kept:
                 raise ValueError(
-                    f"{folder} holds other files and nothing that was saved there before; choose "
-                    "a new folder."
+                    f"{folder} holds files that weren't saved here before; choose a new folder."
                 )
             yield part
             write_sums(part, _files(part))
@@ -48,7 +47,7 @@ def replaced(folder: str | Path, *, mark: str) -> Iterator[Path]:
                     (shutil.copytree if path.is_dir() else shutil.copy2)(path, part / name)
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"Can't write {folder} ({error}); what was there before is intact. Make room, or "
+            f"Can't write {folder} ({error}); what was there before is intact. Free some space, or "
             "choose another place, and save again."
         ) from error
 
@@ -63,25 +62,25 @@ def check_sums(folder: Path, *, bundled: bool = False) -> None:
     """Compare every file named in `sha256.json` with its sum, before anything is loaded.
 
     Args:
-        folder: where they lie; one without `sha256.json` passes, unless it is bundled.
-        bundled: it belongs to the package.
+        folder: where they are; one without `sha256.json` passes, unless it is bundled.
+        bundled: whether it belongs to the package.
 
     Raises:
-        ValueError: a file is missing or another one; the message says what to do.
+        ValueError: a file is missing or has changed; the message says what to do.
     """
     path = folder / SUMS
     if not path.is_file():
         if bundled:
-            raise ValueError(f"The bundled file {path} is missing; install the package again.")
+            raise ValueError(f"The bundled file {path} is missing; reinstall the package.")
         return
-    again = "install the package again" if bundled else f"copy the folder again, or delete {SUMS}"
+    again = "reinstall the package" if bundled else f"copy the folder again, or delete {SUMS}"
     try:
         sums = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path} can't be read; {again}.") from error
     there = set(_files(folder))
     for file, expected in sums.items():
-        # Only what lies in the folder is opened, whatever else a name may lead to.
+        # Only files in the folder are opened, wherever else a name may lead.
         found = file_sum(folder / file) if file in there else "no file"
         if found == expected:
             continue
@@ -114,17 +113,17 @@ def check_weights(folder: Path) -> None:
             )
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / index} can't be read; copy the folder again.") from error
-        # By the listing, so that no name can lead elsewhere (../x.safetensors).
+        # Take names from the listing, so that none can lead elsewhere (../x.safetensors).
         if missing := sorted(map(str, named - there)):
             raise ValueError(
-                f"{folder / index} names {missing[0]!r}, which is no file of this folder; copy "
+                f"{folder / index} names {missing[0]!r}, which is not in this folder; copy "
                 "the folder again, with all its parts."
             )
         return
     if pickled := sorted(n for n in there if n.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))):
         raise ValueError(
             f"{folder} holds its weights as pickle ({pickled[0]}), which can run code when read; "
-            "convert them to safetensors where you trust them: transformers' save_pretrained does."
+            "convert them to safetensors if you trust them: transformers' save_pretrained does."
         )
     raise ValueError(f"{folder} holds no weights (model.safetensors); copy the folder again.")
 

@@ -1,7 +1,7 @@
-"""Token entropy, the one definition behind every use of it, and the choice of forks.
+"""Token entropy, with one definition for every use, and the choice of forks.
 
 Not here: sampling (decoding.py) and the entropy of whole training batches, which logprobs.py
-computes by the same formula without holding the logits.
+computes with the same formula without holding the logits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def token_entropy(logits: Tensor, vocab_size: int | None = None) -> Tensor:
     .. math:: H_t = -\sum_v \pi(v|\cdot) \log \pi(v|\cdot)
 
     Formula [P]; natural logarithm and raw logits [C] (METHOD §1). Half-precision logits are
-    computed in float32, float64 stays float64. A logit of −inf is a token of probability 0 and
+    computed in float32, float64 stays float64. A logit of −inf is a token with probability 0 and
     adds nothing; NaN logits give NaN.
 
     Args:
@@ -58,7 +58,7 @@ def token_entropy(logits: Tensor, vocab_size: int | None = None) -> Tensor:
 
 
 def expected_surprisal(log_p: Tensor, p: Tensor) -> Tensor:
-    """−Σ p log p of distributions at hand, (..., V) → (...): `token_entropy` without its checks."""
+    """−Σ p log p of given distributions, (..., V) → (...): `token_entropy` without its checks."""
     # No term is negative, so unlike logsumexp − Σ p·logit nothing cancels; the floor makes 0·(−inf)
     # a 0.
     floored = log_p.clamp_min(torch.finfo(log_p.dtype).min)

@@ -1,7 +1,7 @@
 """The filter: which branches of each set take part in the update (METHOD §5).
 
 Advantages are computed on all G trajectories, then scores, then the filter [D]; `renormalise`
-computes them again over the kept ones.
+recomputes them over the kept ones.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ def within_outcome(
     branch_sets: Sequence[Sequence[int]],
     keep: int,
 ) -> list[bool]:
-    """Keep the top ⌈n·N/K⌉ of the n correct branches of a set, and likewise of the wrong [D].
+    """Keep the top ⌈n·N/K⌉ of the n correct branches of a set, and likewise of the wrong ones [D].
 
     So a set with both outcomes keeps both, and negative advantages survive; it may keep more than
-    N of K, hence `kept_share`. Correct as `is_correct` says. Arguments, ties and errors as in
-    `top_n`.
+    N of K, hence `kept_share`. `is_correct` says which are correct. Arguments, ties and errors as
+    in `top_n`.
 
     Example:
         >>> within_outcome([9.0, 0.1, 0.3, 0.2], [1, 0, 1, 1], [[1, 2, 3]], keep=2)
@@ -116,7 +116,7 @@ FILTERS: Mapping[str, Filter] = MappingProxyType(
 
 
 def kept_share(kept: Sequence[bool], branch_sets: Sequence[Sequence[int]]) -> float:
-    """Share of the branches that the filter kept; 1 if there is none. Roots don't count.
+    """Share of the branches that the filter kept; 1 if there are none. Roots don't count.
 
     Example:
         >>> kept_share([True, True, False], [[1, 2]])
@@ -152,10 +152,10 @@ def _all_kept(
 
 
 def renormalise(rewards: Tensor, kept: Tensor, *, scale: Scale = "std") -> Tensor:
-    r"""Advantages again, over the kept trajectories of each group alone.
+    r"""Advantages recomputed over only the kept trajectories of each group.
 
-    `grpo.advantages` of the kept ones, had the pruned ones never been [D] (METHOD §5). The
-    filter keeps mostly correct branches, so without this the kept advantages are mostly positive.
+    `grpo.advantages` as if the pruned ones had never existed [D] (METHOD §5). The filter keeps
+    mostly correct branches, so without this the kept advantages are mostly positive.
     Pruned trajectories get 0, and so does a group with fewer than two kept.
 
     Args:

@@ -1,9 +1,9 @@
-r"""Information bottleneck: S_IB by several estimators, the branch filter, advantages after it.
+r"""Information bottleneck: S_IB with several estimators.
 
 ``S_IB(o) = β_IB I(o;a) − I(q;o)`` [P]: reward what a trajectory tells about the verified answer,
-charge what it spends on the question beyond that. The paper's estimator is unknown, so there are
-several behind one table [D]; METHOD §5. Score, filter and self-reward (α in `grpo.policy_loss`)
-are three separate switches.
+charge for what it spends on the question beyond that. The paper's estimator is unknown, so one
+table holds several [D]; METHOD §5. Score, filter (filters.py) and self-reward (α in
+`loss.policy_loss`) are three separate switches.
 
 Formulas only: numbers in, numbers out. The model passes that measure them are in scoring.py.
 """
@@ -51,7 +51,7 @@ class Weights(Protocol):
 
     @property
     def cost_weight(self) -> float:
-        """λ, what the description excess costs."""
+        """λ, what excess description costs."""
 
     @property
     def clip_nats(self) -> float:
@@ -87,7 +87,7 @@ class Evidence:
 
 
 def reference_length(lengths: Sequence[int], correct: Sequence[bool]) -> float:
-    """T_ref: the median length of the group's correct traces, of all if none is correct [D].
+    """T_ref: the median length of the group's correct traces, or of all if none is correct [D].
 
     Args:
         lengths: T of the G trajectories in tokens.
@@ -115,13 +115,13 @@ def reference_length(lengths: Sequence[int], correct: Sequence[bool]) -> float:
 def description_excess(
     logprobs: Sequence[float], ids: Sequence[int], reference: float, *, clip_nats: float
 ) -> float:
-    r"""Description length that buys nothing: surprise, repetition and length beyond the usual.
+    r"""Description length that gains nothing: surprise, repetition and length beyond the usual.
 
     .. math:: \mathrm{excess}(o) = \frac{1}{T_{ref}} \sum_t \min(-\log\pi(o_t|q,o_{<t}), \kappa)
               + \mathrm{rep4}(o) + (T/T_{ref} - 1)_+
 
-    METHOD §5 [D]. Loops are cheap in nats, so repetition and length count by themselves; κ keeps
-    one odd token from outweighing all others.
+    METHOD §5 [D]. Loops are cheap in nats, so repetition and length count separately; κ keeps one
+    odd token from outweighing all others.
 
     Args:
         logprobs: log π of the T tokens in nats, at temperature 1.
@@ -130,7 +130,7 @@ def description_excess(
         clip_nats: κ in nats, above 0.
 
     Returns:
-        A number from 0 up, in nats per reference token.
+        A number ≥ 0, in nats per reference token.
 
     Raises:
         ValueError: lengths differ, a log-prob isn't a finite number, or T_ref or κ isn't positive.
@@ -153,15 +153,15 @@ def description_excess(
 
 
 def answer_information(evidence: Evidence, weights: Weights) -> Score:
-    r"""How much likelier the trajectory makes the verified answer, less its description excess.
+    r"""How much more likely the trajectory makes the verified answer, less its excess description.
 
     .. math:: S_{IB}(o) = \beta_{IB} \big[ \pi(a|q,o)^{1/|a|} - \pi(a|q)^{1/|a|} \big]
               - \lambda\, \min(\mathrm{excess}(o), E)
 
     METHOD §5 [D], the default, but with the answer's probability per token where METHOD has its
-    logarithm (`answer_log_ratio`). In nats, how hopeless one wrong trace makes the answer and how
-    hopeless another outweighs all else; as a probability both are near 0, and the gain has bounds
-    of its own. Compared in benchmarks/results/ib_ranking.md. With E = `MAX_EXCESS`:
+    logarithm (`answer_log_ratio`). In nats, the difference between two hopeless wrong traces
+    outweighs everything else; as probabilities both are near 0, and the gain is bounded without
+    clipping. Compared in benchmarks/results/ib_ranking.md. With E = `MAX_EXCESS`:
     −β_IB − λE ≤ S_IB ≤ β_IB.
 
     Raises:
@@ -180,8 +180,8 @@ def answer_log_ratio(evidence: Evidence, weights: Weights) -> Score:
               - \lambda\, \min(\mathrm{excess}(o), E)
 
     METHOD §5 [D]. Bounded: the quotient is cut off at ±`MAX_GAIN`, the excess at `MAX_EXCESS`.
-    The bound is wide because log π(a|q) alone is worth several nats per token: a narrow one makes
-    right and wrong trajectories equal.
+    The bound is wide because log π(a|q) alone is worth several nats per token: a narrow one would
+    make right and wrong trajectories equal.
 
     Raises:
         ValueError: as `answer_information`.
@@ -196,15 +196,15 @@ def advantage_entropy(evidence: Evidence, weights: Weights) -> Score:
 
     .. math:: S_{IB}(o) = \frac{1}{T} \sum_t A\, H_t
 
-    METHOD §5: Σ_t A_t H_t [C], from IBRO, arXiv 2507.18391; the mean, because with one A for a
+    METHOD §5: Σ_t A_t H_t [C], from IBRO, arXiv 2507.18391; the mean, because with one A per
     trajectory the sum would reward length [D]. It needs no pass, and its differentiable form is the
-    self-reward term. One part only: the cost is 0. ``|S_IB| ≤ |A| log V``.
+    self-reward term. It has one part: the cost is 0. ``|S_IB| ≤ |A| log V``.
     """
     return _score(evidence.advantage * _mean(evidence.entropies), 0.0)
 
 
 def answer_conditioned(evidence: Evidence, weights: Weights) -> Score:
-    r"""Uncertainty that knowing the answer would have taken away (IBRO's form).
+    r"""Uncertainty that knowing the answer would have removed (IBRO's form).
 
     .. math:: S_{IB}(o) = \frac{1}{T} \sum_t \big[ H(o_t|q) - \beta_{IB} H(o_t|q,a) \big]
               = \beta_{IB} \bar I(o;a|q) - (\beta_{IB} - 1) \bar H(o|q)

@@ -45,10 +45,8 @@ class _Array(Protocol):
     def tolist(self) -> Any: ...
 
 
-SURE = 0.05
-"""nats; a token of at most this entropy is all but decided."""
-FORK = 0.7
-"""nats; a token above it counts as a fork in every figure and table."""
+SURE = 0.05  #: nats; a token of at most this entropy is all but decided
+FORK = 0.7  #: nats; a token above it counts as a fork in every figure and table
 
 Tokens: TypeAlias = Sequence[Hashable] | _Array
 """One sequence of tokens, ids or words: a list, a tuple or a one-dimensional array or tensor."""
@@ -116,7 +114,7 @@ def maj_at_k(
         k: number of samples that take part, at most n.
         equivalent: `equivalent(reference, answer)`, an equivalence relation. An answer is compared
             with the first member of each class, so a relation that is not transitive makes classes
-            depend on the order; equal strings share a class unasked.
+            depend on the order; equal strings share a class without being compared.
 
     Raises:
         ValueError: unless 1 ≤ k ≤ n.
@@ -163,7 +161,7 @@ def distinct_n(sequences: Iterable[Tokens], n: int) -> float:
 def rep_n(sequence: Tokens, n: int = 4) -> float:
     """Return the repetition of one sequence, `1 − unique / total` over its n-grams [S].
 
-    It lies in [0, 1) and is 0 if no n-gram occurs twice, hence also if T < n.
+    It is in [0, 1), and 0 if no n-gram occurs twice, hence also if T < n.
 
     Args:
         sequence: (T,) tokens.
@@ -285,7 +283,7 @@ def bootstrap_interval(
         raise ValueError(f"level must lie between 0 and 1, got {level}; 0.95 is usual.")
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}; 2000 is usual.")
-    # Sorted, so that with one seed the interval depends on the values alone, not on their order.
+    # Sorted, so that with one seed the interval depends only on the values, not on their order.
     questions = np.sort(questions)
     drawn = np.random.default_rng(seed).integers(questions.size, size=(resamples, questions.size))
     means = questions[drawn].mean(axis=1)  # (resamples,)
@@ -299,7 +297,7 @@ def paired_differences(
     """Return after − before for each metric in both, paired by question, with its interval.
 
     Args:
-        before: metric → one number a question (`Evaluation.values`).
+        before: metric → one number per question (`Evaluation.values`).
         after: the same for another policy, on the same questions in the same order.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What latents know: which dimensions are in use, and how much of a label can be read from z."""
+"""What latents know: which dimensions are used, and how much of a label can be read from z."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["active_units", "mutual_information", "shuffled_information"]
 
 
 def active_units(posterior_means: Tensor, threshold: float = 0.01) -> Tensor:
-    """Tell the dimensions whose posterior mean has a variance above `threshold` over the data.
+    """Find the dimensions whose posterior mean has a variance above `threshold` over the data.
 
     Active units and threshold of Burda et al. 2016 (arXiv 1509.00519). Under a conditional prior a
-    dimension can vary with the prefix alone: read `kl_per_dimension` beside it.
+    dimension can vary with the prefix alone: read it together with `kl_per_dimension`.
 
     Args:
         posterior_means: μ_q, shape ``(N, d_z)``.
@@ -41,18 +41,18 @@ def active_units(posterior_means: Tensor, threshold: float = 0.01) -> Tensor:
 
 
 def mutual_information(z: Tensor, labels: Sequence[str], *, folds: int = 5, seed: int = 0) -> float:
-    r"""Estimate I(z; label) from below, in nats, by what a linear classifier reads from z.
+    r"""Estimate I(z; label) from below, in nats, from what a linear classifier reads in z.
 
     .. math:: I(z; y) = H(y) - H(y|z) \ge H(y) - E[-\log q(y|z)]
 
     METHOD §3 [D]: empirical H(y), and as q a multinomial logistic regression on standardised z,
-    scored on folds it didn't see, its penalty chosen within the others (else small samples would
-    give far less than 0 without information). It is a lower bound, since a poor q can only lower it
+    scored on folds it didn't see, its penalty chosen within the others (else small samples without
+    information would give far less than 0). It is a lower bound, since a poor q can only lower it
     (Barber & Agakov 2003); it can fall slightly below 0, and is at most H(y).
 
     Args:
         z: shape ``(N, d_z)``.
-        labels: N labels, each at least `folds` times; with one label only, the result is 0.
+        labels: N labels, each at least `folds` times; with only one label, the result is 0.
         folds: number of parts held out in turn, at least 3.
         seed: of the split.
 

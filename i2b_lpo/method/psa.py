@@ -1,7 +1,7 @@
-r"""How a latent z enters the policy: pseudo self-attention (PSA) and the controls beside it.
+r"""How a latent z enters the policy: pseudo self-attention (PSA) and its controls.
 
 Everything here is a formula on tensors; `inject.py` puts it into a model. A fusion turns each row's
-z into an `Injection`, once; the strength γ(s) then decides, row by row, how much of it acts.
+z into an `Injection` once; the strength γ(s) then decides, row by row, how much of it acts.
 
 PSA, from the paper's figure [P], in our form [D] (METHOD §4), per layer and for the row `s` tokens
 after the fork:
@@ -103,7 +103,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Injection:
-    """What a fusion makes of z, one row a latent; L layers, B rows, d the hidden size.
+    """What a fusion makes of z, one row per latent; L layers, B rows, d the hidden size.
 
     Attributes:
         strength: γ(s).
@@ -163,7 +163,7 @@ def _maps(*shape: int) -> nn.Parameter:
 
 
 class PSA(Fusion):
-    """Pseudo self-attention: one more slot of keys and values, and a shift of the norm weight [P].
+    """Pseudo self-attention: an extra slot of keys and values, and a shift of the norm weight [P].
 
     Ancestors: Ziegler et al. 2019 (arXiv 1908.06938), Fang et al. 2021 (arXiv 2101.00828).
     """
@@ -234,8 +234,8 @@ def attend_with_slot(
 
     .. math:: \mathrm{softmax}([q \cdot k_z/\sqrt d + \log\gamma\,;\; qK^T/\sqrt d])\,[v_z; V]
 
-    The model's own attention computes the same from one more cache column and a mask column that
-    holds log γ; this form is what to read and to test against.
+    The model's own attention computes the same with an extra cache column and a mask column that
+    holds log γ; this form is for reading and for testing against.
 
     Args:
         query: q, ``(..., d)``.

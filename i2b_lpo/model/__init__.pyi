@@ -35,7 +35,6 @@ from .padding import (
     right_pad as right_pad,
 )
 from .policy import (
-    BOXED_INSTRUCTION as BOXED_INSTRUCTION,
     BUNDLED as BUNDLED,
     Policy as Policy,
     asset_path as asset_path,

@@ -1,7 +1,7 @@
 """Keys and values: cache layers with spare room, and rows that outlive their batch.
 
-A fork continues from its rollout's own keys and values, so a decoded row's are kept
-(`KeyValues`) when it leaves the batch, and put together again into the batch of all branches.
+A fork continues from its rollout's own keys and values, so those of a decoded row are kept
+(`KeyValues`) when it leaves the batch, and joined again into the batch of all branches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["KeyValues", "RoomyLayer", "gather", "new_cache", "take_rows"]
 
 
 class RoomyLayer(DynamicLayer):
-    """A cache layer with spare room, so that a step writes one column and copies nothing."""
+    """A cache layer with spare room: a step writes one column and copies nothing."""
 
     ROOM = 64  # columns added when the room is used up
     _buffers: tuple[Tensor, Tensor] | None = None
@@ -58,7 +58,7 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = keys[:, :, :end], values[:, :, :end]
 
     def _has_room(self, end: int) -> bool:
-        # Repeating rows replaces `keys` by a fresh tensor: then the buffer is stale.
+        # Repeating rows replaces `keys` with a fresh tensor: then the buffer is stale.
         return (
             self._buffers is not None
             and self.keys is not None
@@ -81,7 +81,7 @@ class KeyValues:
     def crop(self, tokens: int) -> KeyValues:
         """The first `tokens` tokens, as a view."""
         if tokens > len(self):
-            raise ValueError(f"{tokens} tokens are asked of a row that has read {len(self)}.")
+            raise ValueError(f"A row has read {len(self)} tokens; it can't give {tokens}.")
         return KeyValues(self.keys[:, :, :tokens], self.values[:, :, :tokens])
 
 
@@ -108,7 +108,7 @@ def gather(
 ) -> tuple[Cache, Tensor]:
     """One left-padded cache of `rows`, each `copies` times, rows of one source as neighbours.
 
-    With an injection that has keys, column 0 is the slot of z: one latent a row of the result.
+    With an injection that has keys, column 0 is z's slot: one latent per row of the result.
 
     Returns:
         The cache, and the mask (B, C) of its columns without the slot; 1 on tokens, 0 on padding.

@@ -18,11 +18,11 @@ def export(source: str, folder: Path, *, run: Path | None = None) -> None:
     Args:
         source: bundled name, folder or hub name of the policy.
         folder: a new folder, or an earlier export.
-        run: the folder of the run that trained it; its settings and last metrics go on the card,
+        run: the folder of the run that trained it; its settings and last metrics go into the card,
             without secrets.
 
     Raises:
-        ValueError: `source` is no policy, or `folder` holds something else.
+        ValueError: `source` isn't a policy, or `folder` holds something else.
     """
     folder = folder.expanduser()
     policy = load_policy(source)

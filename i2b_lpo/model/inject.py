@@ -1,9 +1,9 @@
-"""Puts an `Injection` into a Qwen2 or Qwen3 for the calls inside a ``with`` block, and out again.
+"""Puts an `Injection` into a Qwen2 or Qwen3 for the calls in a ``with`` block, then removes it.
 
-The model's own attention does the work: PSA's slot is one more column of keys and values, log γ(s)
-one more column of the additive mask. In decoding the slot lies in the cache (`cache.py`); in a
-teacher-forced pass it is handed to each attention layer here, so that gradients reach z and every U
-and gradient checkpointing stays possible. Left out: flash-attention kernels, which take no mask.
+The model's own attention does the work: PSA's slot is an extra column of keys and values, and
+log γ(s) an extra column of the additive mask. In decoding the slot is in the cache (`cache.py`); in
+a teacher-forced pass each attention layer gets it here, so that gradients reach z and every U, and
+gradient checkpointing stays possible. Left out: flash-attention kernels, which take no mask.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def shape_of(model: Any) -> Shape:
 
 
 def check_injectable(model: Any, injection: Injection) -> None:
-    """Refuse what would be skipped in silence: other shapes, kernels without a mask.
+    """Refuse what would be silently skipped: other shapes, kernels without a mask.
 
     Raises:
         ValueError: the injection was made for a model of other sizes, the attention implementation
@@ -97,7 +97,7 @@ def slot_mask(attended: Tensor, log_gamma: Tensor, dtype: torch.dtype) -> Tensor
 
 
 class _Slot:
-    """Stands where a layer expects its cache and puts the slot before its keys and values."""
+    """Takes the place of a layer's cache and puts the slot before its keys and values."""
 
     def __init__(self, key: Tensor, value: Tensor) -> None:
         self.slot = key[:, :, None], value[:, :, None]  # (B, kv_heads, 1, head_dim)
@@ -110,7 +110,7 @@ class _Slot:
 
 @contextmanager
 def _replaced(module: Any, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Put `forward` in the place of the module's own, and leave the module as it was."""
+    """Replace the module's own `forward`, and restore the module afterwards."""
     own = vars(module).get("forward")
     module.forward = forward
     try:
@@ -139,13 +139,13 @@ def injected(
 ) -> Iterator[None]:
     """Let z act on the passes inside the block; afterwards the model is bit for bit as before.
 
-    The caller gives the model the mask of `slot_mask` if the injection has keys.
+    If the injection has keys, the caller gives the model the mask of `slot_mask`.
 
     Args:
         model: a Qwen2 or Qwen3 causal language model.
         injection: what z became, one row for each row of the batch; None does nothing.
         log_gamma: log γ(s) of the rows of the pass, (B, T), at least as wide as the model.
-        slot_in_cache: the cache holds k_z and v_z as its first column already.
+        slot_in_cache: the cache already holds k_z and v_z as its first column.
 
     The softmax fusion has no place inside the model: `logprobs.py` and `decoding.py` add its term
     where they take the logits.

@@ -1,10 +1,10 @@
 """Teacher-forced log-prob and entropy of every new token, without a (B, T, V) tensor of logits.
 
 At V = 151,936 the logits of 1024 tokens and their gradients take 3 GB in float32. Here the language
-model head is applied to a few rows at a time, and the backward pass computes those rows' logits
-again instead of keeping them; both gradients have a closed form.
+model head is applied to a few rows at a time, and the backward pass recomputes those rows' logits
+instead of keeping them; both gradients have a closed form.
 
-Not here: sampling (decoding.py), the loss (loss.py), and averaging gradients over processes
+Not here: sampling (decoding.py), the loss (loss.py), and summing gradients over processes
 (updating.py): `policy_logprobs` takes the unwrapped model.
 """
 
@@ -214,15 +214,15 @@ def policy_logprobs(
         injection: what z became, one row a sequence; None for π without z.
         since: s of each row, tokens since its fork, negative before it, (B, T); with `injection`.
         hold: keeps z in the model until it is closed; one for each pass. Gradient checkpointing
-            needs it, because it computes the layers again in the backward pass.
+            needs it, because it recomputes the layers in the backward pass.
         chunk: logits held at a time, see `chunked_logprobs`.
 
     Returns:
         ``(logp, entropy)`` in nats, each ``(B, T)``, 0 where `completion_mask` is 0.
 
     Raises:
-        ValueError: if a new token has no token before it to predict it, stands on padding or is out
-            of the vocabulary, if shapes differ, or if the head is more than one matrix; with an
+        ValueError: if a new token has no token before it to predict it, is on padding or outside
+            the vocabulary, if shapes differ, or if the head is more than one matrix; with an
             injection, if it doesn't fit the model or the batch, or gradient checkpointing is on
             and `hold` is missing.
     """

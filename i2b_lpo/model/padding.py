@@ -49,7 +49,7 @@ def micro_batches(
 ) -> list[list[Item]]:
     """Split items, shortest first, into batches of at most `tokens` padded tokens each.
 
-    An item that is longer than that is a batch of its own.
+    A longer item gets its own batch.
 
     >>> micro_batches(["aaaa", "b", "cc"], 4, len)
     [['b', 'cc'], ['aaaa']]

@@ -1,7 +1,7 @@
 """Load a policy: a Qwen2 / Qwen3 causal language model with its tokenizer and prompt form.
 
 The bundled policies have short names; anything else is a folder or a Hugging Face hub name, loaded
-by the ordinary `AutoModelForCausalLM` / `AutoTokenizer`. Remote code is never run.
+with the ordinary `AutoModelForCausalLM` / `AutoTokenizer`. Remote code is never run.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from i2b_lpo.infra.files import inside
 from i2b_lpo.infra.secrets import redact
 from i2b_lpo.infra.weights import check_sums, check_weights, replaced
+from i2b_lpo.tasks.domains import domain_named
+from i2b_lpo.tasks.maths import BOXED_INSTRUCTION
 from i2b_lpo.trace import Question
 
 __all__ = [
-    "BOXED_INSTRUCTION",
     "BUNDLED",
     "Policy",
     "asset_path",
@@ -38,26 +39,25 @@ BUNDLED = {
     "tiny-grpo": "the same policy after GRPO to its plateau (collapsed)",
 }
 """The policies that come with the package, and what each is."""
-BOXED_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
-"""What Qwen's own model cards ask for in mathematics; the bundled policies need no instruction."""
 
 ARCHITECTURES = ("qwen2", "qwen3")
-INSTRUCTION_FILE = "instruction.txt"  # beside the weights, so that a saved policy is asked alike
+INSTRUCTION_FILE = "instruction.txt"  # stored with the weights: a saved policy is asked alike
 _PLACE = "\ue000"  # a private character that no template writes
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A model with all that is needed to prompt it and to read what it writes.
+    """A model with everything needed to prompt it and to read what it writes.
 
     Attributes:
         vocab_size: `len(tokenizer)`. Qwen pads the embedding matrix beyond it; ids from here on
             count as −∞ in decoding, log-prob and entropy alike.
-        eos_ids: tokens that end a trajectory: of the tokenizer, of the generation config, and what
+        eos_ids: tokens that end a trajectory: the tokenizer's, the generation config's, and what
             the chat template writes after an assistant's turn. Base models need the last: Qwen2.5's
-            end a turn by ``<|im_end|>``, which neither of the others names.
-        instruction: appended to each question, after a blank line; "" for none.
-        warned: what was warned of, so that it is said once.
+            end a turn with ``<|im_end|>``, which neither of the others names.
+        instruction: appended to each question, after a blank line; "" for none. The default,
+            `BOXED_INSTRUCTION`, is for mathematics: questions of another domain get their own.
+        warned: past warnings, so that each is given once.
     """
 
     name: str
@@ -71,13 +71,15 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """Where the model is."""
         return torch.device(self.model.device)
 
-    def prompt_ids(self, question: str) -> list[int]:
+    def prompt_ids(self, question: str | Question) -> list[int]:
         """Token ids of the chat prompt for `question`, ready for the first new token.
 
-        A question is text: where it holds what the tokenizer reads as a special token, such as
+        A bare text is a question of mathematics.
+
+        A question is plain text: if it contains something that reads as a special token, such as
         ``<|im_end|>``, its characters are encoded, so that it can't end its turn or open another.
         Added tokens that aren't special, such as Qwen3's ``<think>``, do neither and stay tokens.
 
@@ -85,7 +87,12 @@ class Policy:
             ValueError: the tokenizer can't encode those characters, or the chat template doesn't
                 write the question as it is.
         """
-        content = f"{question}\n\n{self.instruction}" if self.instruction else question
+        instruction = self.instruction
+        if isinstance(question, Question):
+            if instruction == BOXED_INSTRUCTION:
+                instruction = domain_named(question.domain).instruction
+            question = question.text
+        content = f"{question}\n\n{instruction}" if instruction else question
         prompt = self._rendered(content)
         if not self._special_in(content):
             return self._encoded(prompt)
@@ -98,12 +105,12 @@ class Policy:
         if head + written + tail != prompt or self._special_ids().intersection(ids) or told != kept:
             raise ValueError(
                 f"{self.name} can't be given {question[:60]!r} as plain text: it holds special "
-                "tokens of its tokenizer; leave the question out."
+                "tokens of its tokenizer; drop the question."
             )
         return [*self._encoded(head), *ids, *self._encoded(tail)]
 
     def prompts(self, questions: Iterable[Question], *, max_new_tokens: int = 0) -> list[list[int]]:
-        """`prompt_ids` of each question; warns once of questions that hold special tokens.
+        """`prompt_ids` of each question; warns once about questions with special tokens.
 
         Raises:
             ValueError: a prompt with `max_new_tokens` after it exceeds the model's positions, or
@@ -114,12 +121,12 @@ class Policy:
         if marked and not self.warned:
             self.warned.append("special tokens")
             warnings.warn(
-                f"{len(marked)} of {len(asked)} questions, first {marked[0]}, hold special tokens "
-                f"of {self.name}'s tokenizer in their text; these and all such to come are given "
-                "to it as plain text.",
+                f"{len(marked)} of {len(asked)} questions, first {marked[0]}, contain special "
+                f"tokens of {self.name}'s tokenizer; it gets these, here and in later questions, "
+                "as plain text.",
                 stacklevel=2,
             )
-        prompts = [self.prompt_ids(question.text) for question in asked]
+        prompts = [self.prompt_ids(question) for question in asked]
         room = self.model.config.max_position_embeddings
         for question, prompt in zip(asked, prompts, strict=True):
             if len(prompt) + max_new_tokens > room:
@@ -158,7 +165,7 @@ class Policy:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def pieces(self, ids: Sequence[int]) -> tuple[str, ...]:
-        """The text of each token by itself, special tokens included."""
+        """The text of each single token, special tokens included."""
         return tuple(self.tokenizer.decode([i]) for i in ids)
 
 
@@ -182,10 +189,11 @@ def load_policy(
         device: where to put it.
         dtype: default float32 on a CPU (also for the bundled weights, stored in bfloat16), else
             bfloat16.
-        instruction: default none for the bundled policies, `BOXED_INSTRUCTION` for all others.
+        instruction: default none for the bundled policies, for all others `BOXED_INSTRUCTION`,
+            which stands for what the domain of a question asks for.
 
     Raises:
-        ValueError: unknown name, another architecture than Qwen2 / Qwen3, weights that are
+        ValueError: unknown name, an architecture other than Qwen2 / Qwen3, weights that are
             damaged, pickled, not finite or not those that were saved, or a tokenizer without chat
             template or end token.
     """
@@ -224,7 +232,7 @@ def load_policy(
         )
     if local:
         check_weights(source)
-    # A config can name a kernel of the hub as its attention, which would be fetched and run.
+    # A config can name a kernel on the hub as its attention, which would be fetched and run.
     config._attn_implementation = "sdpa"
     device = torch.device(device)
     if dtype is None:
@@ -266,8 +274,8 @@ def save_policy(
 ) -> None:
     """Write model and tokenizer as an ordinary Hugging Face folder, in the model's own dtype.
 
-    The folder is whole or not there; an earlier policy in it is replaced, other files are kept.
-    `weights` takes the place of the model's, where these are sharded.
+    The folder is written atomically: an earlier policy in it is replaced, other files are kept.
+    `weights` replaces the model's own if these are sharded.
 
     Raises:
         ValueError: `folder` holds files but no saved policy.
@@ -285,7 +293,7 @@ def save_policy(
 def _turn_end(tokenizer: Any) -> set[int]:
     """The special token that the chat template writes straight after an assistant's turn, if any.
 
-    A template that knows no assistant's turn has none.
+    A template without assistant turns has none.
     """
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PLACE}]
     try:
@@ -301,7 +309,7 @@ def _turn_end(tokenizer: Any) -> set[int]:
 
 
 def make_policy(model: Any, tokenizer: Any, *, name: str, instruction: str = "") -> Policy:
-    """Wrap a loaded model and tokenizer; raises ValueError where one lacks what is needed."""
+    """Wrap a loaded model and tokenizer; raises ValueError if either lacks something needed."""
     if tokenizer.chat_template is None:
         raise ValueError(
             f"The tokenizer of {name} has no chat template; use an instruct model, or "

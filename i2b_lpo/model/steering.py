@@ -1,6 +1,6 @@
 """Steering: the trained CVAE and fusion of one policy, on disk and in use.
 
-From a prefix to what a branch is injected with: embed c → prior P(z|c) → K latents → injection.
+From a prefix to a branch's injection: embed c → prior P(z|c) → K latents → injection.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Steering:
         fusion_name: its name in `i2b_lpo.method.FUSIONS`.
         strength: γ(s) it was trained with.
         card: how it was trained and what was measured.
-        version: counts the trainings: each that takes the place of earlier latents raises it.
-            Branches record it, and an update refuses those of another version.
+        version: counts the trainings: each that replaces earlier latents raises it. Branches
+            record it, and an update refuses those of another version.
     """
 
     policy: str
@@ -86,7 +86,7 @@ class Steering:
         sampler: str = "independent",
         generator: torch.Generator,
     ) -> Tensor:
-        """K latents for each prefix by a named sampler, (B, K, d_z).
+        """K latents for each prefix from a named sampler, (B, K, d_z).
 
         Raises:
             ValueError: unknown sampler.
@@ -173,7 +173,7 @@ def save_steering(
 ) -> None:
     """Write weights and settings; `load_steering` reads them back.
 
-    The folder is whole or not there; earlier latents in it are replaced, other files are kept.
+    The folder is written atomically: earlier latents in it are replaced, other files are kept.
     Weights are stored as `dtype`; bfloat16 would lose the small steps of reinforcement learning.
 
     Raises:
@@ -184,7 +184,7 @@ def save_steering(
     for name, part in (("cvae", steering.cvae), ("fusion", steering.fusion)):
         for key, parameter in part.named_parameters():
             tensors[f"{name}.{key}"] = parameter.detach().to(dtype).contiguous().cpu()
-        for key, buffer in part.named_buffers():  # whose range bfloat16 would spoil
+        for key, buffer in part.named_buffers():  # bfloat16 would spoil their range
             tensors[f"{name}.{key}"] = buffer.contiguous().cpu()
     settings = {
         "policy": steering.policy,
@@ -202,7 +202,7 @@ def save_steering(
 
 
 def _making(policy: Policy, run: RunConfig | SampleConfig | None, folder: Path) -> str:
-    """The command that makes the latents which a run lacks, pasteable."""
+    """The command, ready to paste, that makes the latents a run lacks."""
     wanted = LatentConfig(device=policy.device.type)
     sets = {}
     if run is not None:
@@ -229,11 +229,11 @@ def load_steering(
     Args:
         policy: what they were trained for.
         where: the folder; default the policy's own.
-        run: the settings of what needs them, for the command that makes them.
+        run: the settings of the run that needs them, for the command that makes them.
 
     Raises:
         ValueError: there is none (the message holds the command that makes it), it is damaged or
-            not what was saved, or it was made for a policy of other sizes.
+            changed, or it was made for a policy of other sizes.
     """
     bundled = where is None and policy.name in BUNDLED
     folder = _own_folder(policy) if where is None else Path(where).expanduser()

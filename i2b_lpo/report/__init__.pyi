@@ -3,3 +3,6 @@ from .page import (
     summary as summary,
     tour_page as tour_page,
 )
+from .runs import (
+    Run as Run,
+)

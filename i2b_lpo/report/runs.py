@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from i2b_lpo.report.parts import details, drawing, paragraph, section
 from i2b_lpo.trace import Trace
-from i2b_lpo.views import markup, training_curves
-from i2b_lpo.views.markup import text
+from i2b_lpo.views import training_curves
 from i2b_lpo.views.text import number, percent
 
 __all__ = ["Run", "longer", "settings", "total", "training"]
@@ -73,33 +71,14 @@ def total(run: Run, key: str) -> float | None:
     return sum(row[key] for row in rows) if all(key in row for row in rows) else None
 
 
-def training(runs: Mapping[str, Run]) -> str:
-    """The curves of both runs, and what each cost, as HTML."""
+def training(runs: Mapping[str, Run]) -> dict[str, Any]:
+    """What ``training.html`` shows: the curves of both runs, and what each cost."""
     records = {name: run.records for name, run in runs.items()}
-    stops = [
-        f"{name} is compared as it was after step {len(run.compared) - 1} of this axis. "
-        for name, run in runs.items()
-        if run.end is not None
-    ]
     keys = [key for key in CURVES if any(key in row for rows in records.values() for row in rows)]
-    return section(
-        "training",
-        "During training",
-        drawing(
-            training_curves(records, keys=keys),
-            "curves",
-            "Each step sees other questions, the same for both; judge by the bold lines. "
-            + "".join(stops)
-            + "For "
-            "I²B-LPO, reward and strategies are those of whole trees, branches with z included, "
-            "and entropy, length and repetition those of the first solutions, which are made "
-            "without z. Strategies are counted among the solutions of one question; a branch has "
-            "its parent's beginning, so a tree starts with fewer of them than a group. Roots, "
-            "branches and S_IB are I²B-LPO's alone.",
-        ),
-        "<h3>What each run cost</h3>\n",
-        markup.table(_costs(dict(runs) | longer(runs))),
-    )
+    return {
+        "curves": training_curves(records, keys=keys),
+        "costs": _costs(dict(runs) | longer(runs)),
+    }
 
 
 def _costs(runs: Mapping[str, Run]) -> list[tuple[str, ...]]:
@@ -129,22 +108,14 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return rows
 
 
-def settings(runs: Mapping[str, Run], environment: Mapping[str, Any], command: str) -> str:
-    """How to repeat both runs, as HTML."""
+def settings(runs: Mapping[str, Run], environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``settings.html`` shows: how both runs were set, and where they ran."""
     flat = [_flat(run.config) for run in runs.values()]
     keys = dict.fromkeys(key for config in flat for key in config)
     rows = [(key, *(config.get(key, "–") for config in flat)) for key in keys]
     header = ("setting", *runs)
-    return section(
-        "settings",
-        "Settings, and how to repeat this",
-        f"<pre><code>{text(command)}</code></pre>\n",
-        paragraph(
-            "The same settings and seed draw the same questions and random numbers. On another "
-            "processor sums may round differently, and a long run may then differ in detail. "
-            "These settings differ between the two:"
-        ),
-        markup.table([header, *(row for row in rows if row[1] != row[2])]),
-        details("All settings", markup.table([header, *rows])),
-        details("Environment", markup.table([("what", "value"), *_flat(environment).items()])),
-    )
+    return {
+        "differing": [header, *(row for row in rows if row[1] != row[2])],
+        "all": [header, *rows],
+        "environment": [("what", "value"), *_flat(environment).items()],
+    }

@@ -1,7 +1,7 @@
 """Rollouts → forks → latents → branches → trees (METHOD §2–§4).
 
-All forks of all rollouts of all questions continue in one batch, from the keys and values of the
-rollouts themselves. A branch's context is always its prompt and the stored tokens before its fork.
+All forks of all rollouts of all questions continue in one batch, from the rollouts' own keys and
+values. A branch's context is always its prompt and the stored tokens before its fork.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["Fork", "branch_out", "choose_forks", "grow_trees"]
 
 @dataclass(frozen=True)
 class Fork:
-    """Where a trajectory is to be branched: tree and trajectory by index, and the position t*."""
+    """Where to branch a trajectory: tree and trajectory by index, and the position t*."""
 
     tree: int
     parent: int
@@ -50,7 +50,7 @@ def grow_trees(
     on_batch: Callable[[int], None] | None = None,
     reward: Reward | None = None,
 ) -> list[Trace]:
-    """M verified rollouts a question, and K verified branches from a fork of each.
+    """M verified rollouts per question, and K verified branches from a fork of each.
 
     Args:
         policy: the policy to sample from.
@@ -62,14 +62,14 @@ def grow_trees(
         generator: source of all randomness (on the CPU).
         batch: rows decoded at a time, at least one question's; it bounds the memory.
         on_batch: called after each batch with the number of questions it finished.
-        reward: takes the place of the verifier.
+        reward: replaces the verifier.
 
     Returns:
-        One tree a question, of M(1+K) trajectories for one round.
+        One tree per question, of M(1+K) trajectories for one round.
 
     Raises:
-        ValueError: M below 1; an unknown fork rule, fusion or sampler; no steering, or one of
-            another fusion than `config` names.
+        ValueError: M below 1; an unknown fork rule, fusion or sampler; no steering, or one with a
+            fusion other than `config` names.
     """
     if rollouts < 1:
         raise ValueError(f"rollouts is {rollouts}; give at least 1.")
@@ -128,7 +128,7 @@ def choose_forks(
     config: BranchConfig,
     generator: torch.Generator,
 ) -> list[Fork]:
-    """One fork for each of the named trajectories, among the tokens that are its own."""
+    """One fork for each of the named trajectories, among its own tokens."""
     forks = []
     for tree, parent in parents:
         start = trees[tree].start(parent)
@@ -233,7 +233,7 @@ class _Growth:
             tree = self.trees[fork.tree]
             whole.append((*tree.prompt_ids, *tree.rollouts[fork.parent].ids[: fork.t]))
         rows = [self.kv[fork.tree, fork.parent] for fork in forks]
-        # A branch's own tokens were read with its z: read them again without.
+        # A branch's own tokens were read with its z: read them again without z.
         segments = [unread(c, row) for c, row in zip(whole, rows, strict=True)]
         if short := [i for i, segment in enumerate(segments) if segment]:
             again = read_without_z(

@@ -2,7 +2,7 @@ r"""The running example of the notebooks: one question, one fork, four hand-made
 
 The four share a prefix, which solves the first product, and part at its end: one rollout and the
 K = 3 branches of its only fork, a group of G = M(1+K) = 4 with M = 1. Two reach the answer, by
-different strategies; one slips in a sum and carries the slip on; one guesses wrong. Their rewards
+different strategies; one slips in a sum and carries it forward; one guesses wrong. Their rewards
 are [1, 0, 0, 1], so their advantages are ±0.8659 (METHOD §6). Written by hand [D].
 
 >>> from i2b_lpo.model.policy import load_policy
@@ -21,8 +21,8 @@ import torch
 
 from i2b_lpo.model.logprobs import row_logprobs
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.tasks.domains import judge
 from i2b_lpo.trace import Question, Rollout, Trace
-from i2b_lpo.verify.verdict import verify_batch
 
 __all__ = ["FOUR", "PREFIX", "QUESTION", "teacher_force"]
 
@@ -49,7 +49,7 @@ FOUR: tuple[str, ...] = (
 
 @torch.no_grad()
 def teacher_force(policy: Policy, question: Question, texts: Sequence[str]) -> Trace:
-    """The trace that `policy` would have left, had it drawn these texts itself.
+    """The trace that `policy` would have left if it had drawn these texts itself.
 
     One forward pass gives H_t and log π(o_t|q, o_<t) of every token, the end token included, at
     temperature 1 (METHOD §1, §6).
@@ -64,7 +64,7 @@ def teacher_force(policy: Policy, question: Question, texts: Sequence[str]) -> T
     """
     if not texts:
         raise ValueError("There is nothing to read; give at least one text.")
-    prompt = policy.prompt_ids(question.text)
+    prompt = policy.prompt_ids(question)
     end = policy.tokenizer.eos_token_id
     rows = [[*policy.tokenizer.encode(text, add_special_tokens=False), end] for text in texts]
     width = len(prompt) + max(map(len, rows))
@@ -76,7 +76,7 @@ def teacher_force(policy: Policy, question: Question, texts: Sequence[str]) -> T
         )
     measured = row_logprobs(policy, [(prompt, row) for row in rows])
     logp, entropy = ([tuple(row.tolist()) for row in values] for values in measured)
-    verdicts = verify_batch([question.answer] * len(texts), texts)
+    verdicts = judge([question] * len(texts), texts)
     rollouts = [
         Rollout(
             ids=tuple(row),
@@ -86,7 +86,7 @@ def teacher_force(policy: Policy, question: Question, texts: Sequence[str]) -> T
             logprobs_t1=logp[at],
             text=text,
             finished=True,
-            reward=float(verdict.correct),
+            reward=float(verdict.reward),
             reason=verdict.reason,
         )
         for at, (row, text, verdict) in enumerate(zip(rows, texts, verdicts, strict=True))

@@ -11,8 +11,8 @@ from i2b_lpo.model.cache import KeyValues
 from i2b_lpo.model.decoding import Decoded, decode
 from i2b_lpo.model.policy import Policy
 from i2b_lpo.model.sampling import Sampling
+from i2b_lpo.tasks.domains import judge
 from i2b_lpo.trace import Question, Rollout, Trace
-from i2b_lpo.verify.verdict import verify_batch
 
 __all__ = ["Reward", "records", "roll_out", "sample", "verified"]
 
@@ -35,16 +35,16 @@ def roll_out(
 
     Args:
         policy: the policy to sample from.
-        questions: what to ask; their answers are what the rollouts are verified against.
+        questions: what to ask; the rollouts are verified against their answers.
         sampling: length limit, temperature and top-p.
         rollouts: M, for each question.
         generator: source of randomness; needed unless decoding is greedy.
         batch: rows decoded at a time (at least one question's rollouts); it bounds the memory.
         on_batch: called after each batch with the number of questions it finished.
-        reward: takes the place of the verifier.
+        reward: replaces the verifier.
 
     Returns:
-        One trace a question; every rollout has `reward` 1.0 or 0.0 and the verdict's `reason`.
+        One trace per question; every rollout has the verdict's `reward`, 0 to 1, and `reason`.
     """
     if rollouts < 1:
         raise ValueError(f"rollouts is {rollouts}; give at least 1.")
@@ -71,7 +71,7 @@ def sample(
     """Rollouts of all questions in one batch, not yet verified.
 
     Returns:
-        One trace a question, and with `keep_kv` the keys and values of each rollout, in order.
+        One trace per question, and with `keep_kv` the keys and values of each rollout, in order.
     """
     prompts = policy.prompts(questions, max_new_tokens=sampling.max_new_tokens)
     decoded = decode(
@@ -97,7 +97,7 @@ def records(policy: Policy, decoded: Decoded) -> list[Rollout]:
     lengths = decoded.lengths.tolist()
     rows = [row[:n] for row, n in zip(decoded.ids.tolist(), lengths, strict=True)]
     used = sorted({i for row in rows for i in row})
-    piece = dict(zip(used, policy.pieces(used), strict=True))  # each token's text is made once
+    piece = dict(zip(used, policy.pieces(used), strict=True))  # decode each token only once
     texts = policy.tokenizer.batch_decode(rows, skip_special_tokens=True)
     fields = [t.tolist() for t in (decoded.entropy, decoded.logprob, decoded.logprob_t1)]
     finished = decoded.finished.tolist()
@@ -119,13 +119,13 @@ def verified(traces: Sequence[Trace], reward: Reward | None = None) -> list[Trac
     """The traces with reward and reason of every trajectory, all verified in one batch.
 
     Raises:
-        RuntimeError: `reward` raised, or returned no number; names question and trajectory.
+        RuntimeError: `reward` raised, or didn't return a number; names question and trajectory.
     """
     if reward is not None:
         return [_rewarded(trace, reward) for trace in traces]
     verdicts = iter(
-        verify_batch(
-            [t.question.answer for t in traces for _ in t.rollouts],
+        judge(
+            [t.question for t in traces for _ in t.rollouts],
             [r.text for t in traces for r in t.rollouts],
         )
     )
@@ -134,7 +134,7 @@ def verified(traces: Sequence[Trace], reward: Reward | None = None) -> list[Trac
         rollouts = []
         for rollout in trace.rollouts:
             verdict = next(verdicts)
-            rollouts.append(replace(rollout, reward=float(verdict.correct), reason=verdict.reason))
+            rollouts.append(replace(rollout, reward=float(verdict.reward), reason=verdict.reason))
         judged.append(replace(trace, rollouts=tuple(rollouts)))
     return judged
 
@@ -147,8 +147,8 @@ def _rewarded(trace: Trace, reward: Reward) -> Trace:
         except Exception as error:  # it is the user's code: anything
             raise RuntimeError(
                 f"The reward function failed on trajectory {at} of question {trace.question.id} "
-                f"({type(error).__name__}: {error}); no parameter was changed. Mend it, and go on "
-                "from the newest checkpoint."
+                f"({type(error).__name__}: {error}); no parameter was changed. Fix it, and "
+                "continue from the newest checkpoint."
             ) from error
         rollouts.append(replace(rollout, reward=value, reason="own reward"))
     return replace(trace, rollouts=tuple(rollouts))

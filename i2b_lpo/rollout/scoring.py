@@ -1,14 +1,15 @@
 r"""Traces → scored traces → filtered traces: the model passes behind S_IB (METHOD §5).
 
-The verified answer is asked for where the trajectory itself gave its answer::
+The verified answer is scored where the trajectory itself gave its answer::
 
     prompt ‖ the trajectory's own tokens, its box cut off ‖ \boxed{ 5 4 4 }
                                                                     ─────── log π(a|q,o)
 
-Only the answer's own tokens and the brace that ends it count: that a box comes now tells nothing
-about a, and straight after the prompt, for log π(a|q), no policy would begin with one. Everything
-else (T, log π(o_t), H_t) was measured in decoding and is in the records; on a branch's own tokens
-with its z [D].
+Only the answer's own tokens and the brace that ends it count: knowing that a box comes now tells
+nothing about a, and straight after the prompt, for log π(a|q), no policy would begin with one. The
+box is that of mathematics; another domain has its own frame (`Domain.frame`). Everything else (T,
+log π(o_t), H_t) was measured in decoding and is in the records; on a branch's own tokens with its
+z [D].
 
 Passes are made without z, at temperature 1. The formulas are in ib.py.
 """
@@ -31,8 +32,8 @@ from i2b_lpo.method.ib import ESTIMATORS, Evidence, reference_length
 from i2b_lpo.model.logprobs import row_logprobs
 from i2b_lpo.model.padding import micro_batches
 from i2b_lpo.model.policy import Policy
+from i2b_lpo.tasks.domains import domain_named
 from i2b_lpo.trace import Question, Rollout, Trace
-from i2b_lpo.verify.references import extract_boxed
 
 __all__ = [
     "answer_logprobs",
@@ -44,21 +45,22 @@ __all__ = [
 ]
 
 
-def reasoning_ids(policy: Policy, rollout: Rollout) -> tuple[int, ...]:
+def reasoning_ids(policy: Policy, rollout: Rollout, domain: str = "maths") -> tuple[int, ...]:
     r"""The tokens of a trajectory up to its box: what it says before it gives its answer.
 
-    Cut where the answer that is verified begins, the last balanced ``\boxed{…}``, or else a box
-    that never closes. A trajectory without a box keeps all its tokens but the end token, and ends
-    in a new line. The cut is found among the tokens as they were drawn; nothing is encoded again
-    but the characters that share a token with the box's first.
+    Cut where the answer to be verified begins: in mathematics at the last balanced ``\boxed{…}``,
+    or else at a box that never closes. A trajectory without one keeps all its tokens but the end
+    token, and gets a final newline. The cut is found among the tokens as they were drawn; only
+    characters that share a token with the box's first are encoded again.
+
+    Args:
+        policy: whose tokens they are.
+        rollout: the trajectory.
+        domain: of its question.
     """
     ids, pieces = rollout.ids, rollout.pieces
-    text = "".join(pieces)
-    last = at = text.rfind(r"\boxed")
-    while at >= 0 and extract_boxed(text[at:]) is None:
-        at = text.rfind(r"\boxed", 0, at)
-    at = last if at < 0 else at
-    if at < 0:
+    at = domain_named(domain).begins("".join(pieces))
+    if at is None:
         end = len(ids)
         while end and ids[end - 1] in policy.eos_ids:
             end -= 1
@@ -79,17 +81,19 @@ def answer_logprobs(
     contexts: Sequence[Sequence[int]],
     answers: Sequence[str],
     *,
+    domains: Sequence[str] = (),
     micro_tokens: int = 4096,
 ) -> list[float]:
     r"""Mean log-prob of each answer's tokens after its context: ``log π(a|context)/|a|``.
 
     The policy reads ``context ‖ \boxed{a}``, tokenised as it would write it; the mean is over the
-    tokens that hold a character of ``a}``. Equal rows are passed once.
+    tokens that hold a character of ``a}``. Equal rows are computed once.
 
     Args:
         policy: whose log-probs, at temperature 1.
         contexts: B rows of token ids: a prompt, or a prompt and `reasoning_ids`.
         answers: B answers, bare or boxed.
+        domains: the domain of each, whose frame takes the place of the box; () is maths for all.
         micro_tokens: padded tokens in one pass; it bounds the memory and never changes a result
             beyond rounding.
 
@@ -100,26 +104,28 @@ def answer_logprobs(
         ValueError: the lengths differ, an answer or context is empty, or a row exceeds the policy's
             positions.
     """
+    asked = list(zip(answers, domains or ["maths"] * len(answers), strict=True))
     if len(contexts) != len(answers):
         raise ValueError(f"{len(contexts)} contexts need as many answers, got {len(answers)}.")
-    forms = {answer: _answer_form(policy, answer) for answer in dict.fromkeys(answers)}
-    rows = [(tuple(c), forms[a][0]) for c, a in zip(contexts, answers, strict=True)]
+    forms = {pair: _answer_form(policy, *pair) for pair in dict.fromkeys(asked)}
+    rows = [(tuple(c), forms[pair][0]) for c, pair in zip(contexts, asked, strict=True)]
     found = _measured(policy, rows, micro_tokens)
     means = []
-    for (logp, _), answer in zip(found, answers, strict=True):
-        own = logp[forms[answer][1] :]
+    for (logp, _), pair in zip(found, asked, strict=True):
+        own = logp[forms[pair][1] :]
         means.append(math.fsum(own) / len(own))
     return means
 
 
-def _answer_form(policy: Policy, answer: str) -> tuple[tuple[int, ...], int]:
+def _answer_form(policy: Policy, answer: str, domain: str) -> tuple[tuple[int, ...], int]:
     r"""The tokens of ``\boxed{a}``, and how many of them come before the answer."""
-    bare = (extract_boxed(answer) or answer).strip()
+    own = domain_named(domain)
+    bare = (own.extract(answer) or answer).strip()
     if not bare:
         raise ValueError("There is an empty answer; drop its question.")
-    frame = r"\boxed{"
+    frame, end = own.frame
     coded = policy.tokenizer(
-        f"{frame}{bare}}}",
+        f"{frame}{bare}{end}",
         add_special_tokens=False,
         split_special_tokens=True,
         return_offsets_mapping=True,
@@ -131,7 +137,7 @@ def _answer_form(policy: Policy, answer: str) -> tuple[tuple[int, ...], int]:
 def conditioned_entropies(
     policy: Policy, traces: Sequence[Trace], *, micro_tokens: int = 4096
 ) -> list[list[tuple[float, ...]]]:
-    """H(o_t|q,a) of every token of every trajectory: read again with the answer in the prompt.
+    """H(o_t|q,a) of every token of every trajectory, read again with the answer in the prompt.
 
     The question then reads ``…`` / ``The answer is a.`` [D]. One more pass over all trajectories.
 
@@ -151,8 +157,8 @@ def conditioned_entropies(
     return [[next(measured)[1] for _ in trace.rollouts] for trace in traces]
 
 
-def _told(question: Question) -> str:
-    return f"{question.text}\nThe answer is {question.answer}."
+def _told(question: Question) -> Question:
+    return replace(question, text=f"{question.text}\nThe answer is {question.answer}.")
 
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]  # what is read, and what is measured after it
@@ -171,7 +177,7 @@ def _measured(
             f"A scored row takes {longest} tokens and {policy.name} has {room} positions; lower "
             "the length limit of the rollouts."
         )
-    different = dict.fromkeys(rows)  # equal ones are passed once
+    different = dict.fromkeys(rows)  # equal ones are computed once
     found = halving(lambda tokens: _passes(policy, different, tokens), micro_tokens)
     return [found[row] for row in rows]
 
@@ -196,11 +202,11 @@ def _passes(
 def gather_evidence(
     policy: Policy, traces: Sequence[Trace], estimator: str, *, micro_tokens: int = 4096
 ) -> list[list[Evidence]]:
-    """What `estimator` reads of every trajectory, with the passes it needs and no others.
+    """What `estimator` reads of every trajectory, with only the passes it needs.
 
     Advantages and T_ref are those of all G trajectories of a question. `answer_information` takes
-    one pass over all trajectories of all questions together. With the evidence at hand, a score
-    under other weights takes no further pass.
+    one pass over all trajectories of all questions together. With the evidence in hand, a score
+    with other weights needs no further pass.
 
     Args:
         policy: the policy that sampled the traces.
@@ -222,11 +228,13 @@ def gather_evidence(
     answers: list[float | None] = [None] * len(pairs)
     priors: list[float | None] = [None] * len(traces)
     if needs.answer:
+        asked = [t.question for t, _ in pairs] + [t.question for t in traces]
         measured = answer_logprobs(
             policy,
-            [t.prompt_ids + reasoning_ids(policy, r) for t, r in pairs]
+            [t.prompt_ids + reasoning_ids(policy, r, t.question.domain) for t, r in pairs]
             + [t.prompt_ids for t in traces],
-            [t.question.answer for t, _ in pairs] + [t.question.answer for t in traces],
+            [question.answer for question in asked],
+            domains=[question.domain for question in asked],
             micro_tokens=micro_tokens,
         )
         answers, priors = [*measured[: len(pairs)]], [*measured[len(pairs) :]]
@@ -263,7 +271,7 @@ def gather_evidence(
 def score_traces(
     policy: Policy, traces: Sequence[Trace], settings: IBConfig, *, micro_tokens: int = 4096
 ) -> list[Trace]:
-    """Give every trajectory, roots too, its S_IB with the two parts.
+    """Give every trajectory, roots too, its S_IB with its two parts.
 
     Scores rest on the whole group, so score before filtering (METHOD §5). Arguments and errors
     as in `gather_evidence`; `settings` names the estimator and holds its weights.
@@ -288,7 +296,7 @@ def score_traces(
 def filter_traces(traces: Sequence[Trace], settings: IBConfig) -> list[Trace]:
     """Set `kept` of every rollout: the filter over each branch set; the roots stay (METHOD §5).
 
-    Advantages are not touched: they are the whole group's, unless `ib.renormalise` is used after.
+    Advantages are not touched: they are the whole group's, unless `ib.renormalise` is set.
 
     Raises:
         ValueError: an unknown filter, a rollout without a reward, or a branch without a score.

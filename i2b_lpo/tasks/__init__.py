@@ -1,4 +1,4 @@
-"""Where questions come from, and the labels of what was answered."""
+"""Where questions come from, and labels for the answers."""
 
 import lazy_loader
 

@@ -1,17 +1,33 @@
+from .benchmarks import (
+    BENCHMARKS as BENCHMARKS,
+    load_benchmark as load_benchmark,
+    load_file as load_file,
+)
+from .domains import (
+    DOMAINS as DOMAINS,
+    domain_named as domain_named,
+    judge as judge,
+)
 from .failures import (
     KINDS as KINDS,
     LOOP as LOOP,
     build as build,
     failure_mode as failure_mode,
 )
+from .labels import (
+    Labels as Labels,
+    Step as Step,
+    Use as Use,
+    label as label,
+)
 from .loading import (
-    BENCHMARKS as BENCHMARKS,
-    GeneratedTask as GeneratedTask,
-    ListTask as ListTask,
-    Task as Task,
+    load_examples as load_examples,
     load_task as load_task,
     own_question as own_question,
-    without_long_prompts as without_long_prompts,
+)
+from .maths import (
+    BOXED_INSTRUCTION as BOXED_INSTRUCTION,
+    MATHS as MATHS,
 )
 from .rows import (
     LeftOut as LeftOut,
@@ -24,14 +40,19 @@ from .rows import (
 )
 from .shop import (
     STRATEGIES as STRATEGIES,
-    Labels as Labels,
     Problem as Problem,
-    Step as Step,
     Strategy as Strategy,
-    Use as Use,
-    label as label,
     parse_problem as parse_problem,
     product_questions as product_questions,
+    shop_examples as shop_examples,
     shop_questions as shop_questions,
     write_solution as write_solution,
+)
+from .task import (
+    Domain as Domain,
+    Example as Example,
+    GeneratedTask as GeneratedTask,
+    ListTask as ListTask,
+    Task as Task,
+    without_long_prompts as without_long_prompts,
 )

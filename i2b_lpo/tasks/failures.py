@@ -1,4 +1,4 @@
-r"""Four kinds of trace for one question of the bundled task, and a labeller that tells them.
+r"""Four kinds of trace for one question of the bundled task, and a labeller that names them.
 
 The paper's case study [P] ranks a concise right derivation above one that drifts, a verbose one and
 one that loops (METHOD §5). These are our recipes for them [D]::
@@ -11,7 +11,7 @@ one that loops (METHOD §5). These are our recipes for them [D]::
     \boxed{222}    \boxed{212}    18*1=18   ←      3*6=18    ←
                                   …                …
 
-With one seed all four start from the same solution: they differ in nothing but their failure.
+With the same seed all four start from the same solution and differ only in their failure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from collections import Counter
 from collections.abc import Callable
 from operator import add, mul, sub
 
-from i2b_lpo.tasks.shop import STRATEGIES, Problem, label, write_solution
+from i2b_lpo.tasks.labels import label
+from i2b_lpo.tasks.shop import STRATEGIES, Problem, write_solution
 
 __all__ = ["KINDS", "LOOP", "build", "failure_mode"]
 
@@ -41,10 +42,10 @@ def build(kind: str, problem: Problem, rng: random.Random) -> str:
 
     Args:
         kind: one of `KINDS`: ``concise``, a right solution by habitual strategies; ``drift``, the
-            same with one wrong value that everything after it builds on, up to the box;
-            ``verbose``, padded by about half with true and superfluous lines, none twice;
-            ``loop``, with one or two of its lines said over and over. These two end in the right
-            box.
+            same with one wrong value that everything after it builds on, down to the box;
+            ``verbose``, padded by about half with true but superfluous lines, none repeated;
+            ``loop``, with one or two of its lines repeated over and over. The last two end in the
+            right box.
         problem: the numbers.
         rng: source of randomness; equal states give traces of the same solution.
 
@@ -61,9 +62,9 @@ def failure_mode(problem: Problem, text: str) -> str:
 
     * ``concise``: nothing but the strategies' own lines, all right.
     * ``drift``: well-formed, with a wrong value carried on to a wrong box.
-    * ``loop``: not well-formed, and a line comes at least `LOOP` times, whatever the box.
-    * ``verbose``: ``concise`` once its superfluous lines, all true equations, are taken out.
-    * ``other``: all else, such as a line that no strategy asks for and that isn't true.
+    * ``loop``: not well-formed, and a line occurs at least `LOOP` times, whatever the box.
+    * ``verbose``: ``concise`` once its superfluous lines, all true equations, are removed.
+    * ``other``: anything else, such as a false line that no strategy asks for.
     """
     lines = [line for line in text.split("\n") if line]
     labels = label(problem, text)
@@ -92,7 +93,7 @@ def _concise(problem: Problem, solution: str, rng: random.Random) -> str:
 
 def _drift(problem: Problem, solution: str, rng: random.Random) -> str:
     steps = sum("=" in line or line.startswith("Guess") for line in solution.split("\n"))
-    # One slip can't cancel out: every step of every strategy moves the answer.
+    # One slip can't cancel out: every step of every strategy changes the answer.
     return _derive_again(problem, solution, slip=rng.randrange(steps), rng=rng)
 
 
@@ -101,7 +102,7 @@ def _verbose(problem: Problem, solution: str, rng: random.Random) -> str:
     said = set(lines)
     checks: dict[int, str] = {}  # after which line → what
     for at in rng.sample(range(len(lines)), len(lines)):
-        # After the last line, where a policy reads the answer, only what ends in its value.
+        # After the last line, where a policy reads the answer, only lines that end in its value.
         new = [c for c in _restatements(lines[at], at == len(lines) - 1) if c not in said]
         if new and len(checks) < (len(lines) + 1) // 2:
             checks[at] = rng.choice(new)
@@ -115,7 +116,7 @@ def _loop(problem: Problem, solution: str, rng: random.Random) -> str:
     size = rng.randint(1, min(2, len(lines)))
     start = rng.randrange(len(lines) - size + 1)
     block = lines[start : start + size]
-    # It goes on for twice the solution, as far as a short context has room for it.
+    # It continues for twice the solution, as far as a short context has room.
     room = min(2 * len(solution), MAX_REPEATED)
     times = 1 + max(LOOP - 1, room // len("\n".join(block)))
     return "\n".join([*lines[:start], *block * times, *lines[start + size :], box])
@@ -168,7 +169,7 @@ def _derive_again(problem: Problem, solution: str, slip: int, rng: random.Random
 
 
 def _misread(value: int, rng: random.Random) -> int:
-    """`value` with one digit off by up to three, and not below 0: a slip of the pen."""
+    """`value` with one digit off by up to three, and not below 0: a careless slip."""
     slip: int = rng.choice((-3, -2, -1, 1, 2, 3)) * 10 ** rng.randrange(len(str(value)))
     return value + slip if value + slip >= 0 else value - slip
 

@@ -1,4 +1,4 @@
-"""Rows of a data set → questions, with a list of the rows that gave none and why."""
+"""Rows of a data set → questions, with a list of the skipped rows and why."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ def _held(row: Mapping[str, Any], names: Sequence[str], kinds: Any) -> str:
 
 
 def read_rows(path: Path) -> dict[int, Any]:
-    """The rows of a .json or .jsonl file by their number, from 0; blank lines are none.
+    """The rows of a .json or .jsonl file by their number, from 0; blank lines don't count.
 
-    A line that is no JSON is a ValueError among the rows, for `questions_of` to count and list.
+    A line that isn't JSON becomes a ValueError among the rows, for `questions_of` to list.
 
     Raises:
-        ValueError: the file can't be read, or holds no list of rows.
+        ValueError: the file can't be read, or doesn't hold a list of rows.
     """
     shown = redact(str(path))
     try:
@@ -97,7 +97,7 @@ def read_rows(path: Path) -> dict[int, Any]:
             raise ValueError(f"Can't read {shown}: {rows}; give a .json or .jsonl file.") from rows
         numbered = dict(enumerate(rows)) if isinstance(rows, list) else {}
     else:
-        # By this byte alone: JSON strings may hold U+2028 and other ends of lines.
+        # Split only at this byte: JSON strings may hold U+2028 and other line ends.
         lines = enumerate(data.split(b"\n"))
         numbered = {number: _parsed(line) for number, line in lines if line.strip()}
     if not numbered:
@@ -120,7 +120,7 @@ def _parsed(document: bytes) -> Any:
 def questions_of(
     name: str, split: str, rows: Mapping[int, Any], source: Source
 ) -> tuple[dict[int, Question], list[LeftOut]]:
-    """Questions by their row's number, and the rows that gave none."""
+    """Questions by their row's number, and the skipped rows."""
     what = f"{split} row" if source.hub else "row"
     found: dict[int, Question] = {}
     left_out: list[LeftOut] = []

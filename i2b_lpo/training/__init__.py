@@ -1,4 +1,4 @@
-"""Batches, updates, the loop with its checkpoints, and the trainings it rests on."""
+"""Batches, updates, the loop with its checkpoints, latents and pretraining."""
 
 import lazy_loader
 

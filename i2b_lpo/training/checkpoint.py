@@ -1,10 +1,10 @@
-"""Checkpoints of a training run: all that its next step depends on, whole or not there.
+"""Checkpoints of a training run: everything its next step depends on, written atomically.
 
-A step is a function of its number, the seed and the weights (loop.py): its questions, random
-numbers, rollouts and latents follow from these. So a checkpoint lies between two steps and holds
-the weights that are trained, their optimizer state and the metrics so far; of what doesn't change
-(tokenizer, latents, settings, the questions to come) it holds a sum, and refuses to go on with
-something else.
+A step is a function of its number, the seed and the weights (step.py): its questions, random
+numbers, rollouts and latents follow from these. So a checkpoint is made between two steps and holds
+the trained weights, their optimizer state and the metrics so far. Of what doesn't change
+(tokenizer, latents, settings, the questions to come) it holds a checksum, and refuses to continue
+with anything else.
 
     checkpoints/step-00000020/   weights.safetensors  optimizer.safetensors  metrics.jsonl
                                  manifest.json: settings, sums, SHA-256 of each file
@@ -31,7 +31,7 @@ from i2b_lpo.config import flat
 from i2b_lpo.infra.files import staged
 from i2b_lpo.infra.secrets import redact
 from i2b_lpo.infra.weights import file_sum
-from i2b_lpo.tasks.loading import Task
+from i2b_lpo.tasks.task import Task
 from i2b_lpo.training.learner import Learner
 from i2b_lpo.training.processes import gathered, scatter_like
 
@@ -42,21 +42,21 @@ WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 METRICS, MANIFEST = "metrics.jsonl", "manifest.json"
 FILES = (WEIGHTS, OPTIMIZER, METRICS)
 FORMAT = 1
-# What may differ when a run goes on: how far, how often it is saved, where its questions and
-# latents lie (their sums tell what they are), all that is idle beside the other settings, …
+# What may differ when a run continues: how far it goes, how often it is saved, where its questions
+# and latents are (their sums identify them), settings that the others make idle, …
 FREE = {"steps", "checkpoint.every", "checkpoint.keep", "data", "branch.latents"}
-# … and where it runs and what bounds memory; it changes the order of sums, or which rows are
+# … and where it runs and what bounds memory, which changes the order of sums, or which rows are
 # decoded together.
 NOT_BIT_FOR_BIT = {"device", "rollout.batch", "grpo.micro_tokens", "gradient_checkpointing"}
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint that can't be used, or a run that won't go on bit for bit."""
+    """A checkpoint that can't be used, or a run that won't continue bit for bit."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files were all found as they were written.
+    """A checkpoint whose files are all as they were written.
 
     Attributes:
         step: steps done; the next one has this number.
@@ -103,19 +103,19 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"Can't write the checkpoint of step {step} to {folder} ({error}); older checkpoints "
-            "are intact. Make room, then go on with resume."
+            "are intact. Free some space, then continue with --resume."
         ) from error
     for old in sorted(root.glob("step-*"))[: -learner.config.checkpoint.keep]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def newest_checkpoint(output: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run whose files are all whole; None if there is none yet.
+    """The newest checkpoint of a run with all files intact; None if there is none yet.
 
     Warns of each newer one that is broken.
 
     Raises:
-        ValueError: there are checkpoints, and every one is broken.
+        ValueError: there are checkpoints, but every one is broken.
     """
     broken = []
     for folder in sorted((output / CHECKPOINTS).glob("step-*"), reverse=True):
@@ -137,7 +137,7 @@ def newest_checkpoint(output: Path) -> Checkpoint | None:
 
 
 def restore(learner: Learner, task: Task, checkpoint: Checkpoint) -> list[dict[str, float]]:
-    """Set the learner to where the checkpoint was made; returns the metrics of the steps so far.
+    """Restore the learner from the checkpoint; returns the metrics of the steps so far.
 
     Raises:
         ValueError: the run has other settings, processes, questions, tokenizer, latents or sizes
@@ -150,7 +150,7 @@ def restore(learner: Learner, task: Task, checkpoint: Checkpoint) -> list[dict[s
     if shapes != {name: tuple(t.shape) for name, t in weights.items()}:
         raise ValueError(
             f"The checkpoint {checkpoint.folder} holds weights of other names or sizes than "
-            f"{learner.policy.name}; go on with the policy it was made with."
+            f"{learner.policy.name}; continue with the policy it was made with."
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -182,7 +182,7 @@ def _tensors(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def _identity(learner: Learner, task: Task, step: int) -> dict[str, Any]:
-    """What a run must share with a checkpoint to go on from it."""
+    """What a run must share with a checkpoint to continue from it."""
     policy, config = learner.policy, learner.config
     tokenizer = [sorted(policy.tokenizer.get_vocab().items()), policy.tokenizer.chat_template]
     questions = [
@@ -246,15 +246,15 @@ def _refuse_other(learner: Learner, task: Task, checkpoint: Checkpoint) -> None:
     if new["processes"] != old["processes"]:
         raise ValueError(
             f"{where} was made by {old['processes']} process(es) and this run has "
-            f"{new['processes']}: each draws its own random numbers, so the run would become "
-            f"another one. Go on with {old['processes']}."
+            f"{new['processes']}: each draws its own random numbers, so the run would become a "
+            f"different one. Continue with {old['processes']}."
         )
     before, now = old["config"], new["config"]
     changed = [k for k in sorted(before | now) if before.get(k) != now.get(k) and k not in FREE]
     if refused := [k for k in changed if k not in NOT_BIT_FOR_BIT]:
         listed = ", ".join(_change(k, before, now) for k in refused)
         raise ValueError(
-            f"{where} has other settings than this run ({listed}); go on with the same ones, or "
+            f"{where} has other settings than this run ({listed}); continue with the same ones, or "
             "start in another folder."
         )
     what = {
@@ -264,8 +264,8 @@ def _refuse_other(learner: Learner, task: Task, checkpoint: Checkpoint) -> None:
     }
     if different := [what[k] for k in what if new["sums"][k] != old["sums"][k]]:
         raise ValueError(
-            f"{where} was made with other data: {', '.join(different)} changed since. Bring back "
-            "what was there, or start in another folder."
+            f"{where} was made with other data: {', '.join(different)} changed since. Restore the "
+            "old data, or start in another folder."
         )
     drift = [_change(k, before, now) for k in changed]
     drift += [
@@ -275,7 +275,7 @@ def _refuse_other(learner: Learner, task: Task, checkpoint: Checkpoint) -> None:
     ]
     if drift:
         warnings.warn(
-            f"The run goes on, but not bit for bit as it would have ({', '.join(drift)}).",
+            f"The run continues, but not bit for bit as before ({', '.join(drift)}).",
             CheckpointWarning,
             stacklevel=3,
         )

@@ -1,8 +1,8 @@
-"""Train the latents of a policy: CVAE and fusion together, the policy frozen (METHOD §3).
+"""Train a policy's latents: CVAE and fusion together, with the policy frozen (METHOD §3).
 
 rollouts of the base → forks → (prefix, continuation) → −ELBO with the steered policy as decoder.
 
-Generator solutions are never used: a latent learns from what the policy itself has sampled.
+Generator solutions are never used: latents learn from what the policy itself has sampled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from i2b_lpo.model.policy import Policy
 from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.model.steering import Steering, embed_pairs, new_steering
 from i2b_lpo.rollout.rollouts import roll_out
-from i2b_lpo.tasks.loading import Task
+from i2b_lpo.tasks.task import Task
 from i2b_lpo.trace import Question, Trace
 
 __all__ = [
@@ -41,21 +41,21 @@ __all__ = [
     "train_latents",
 ]
 
-LEAST = 5  # examples of a strategy below which it is left out of I(z; strategy)
+LEAST = 5  # a strategy with fewer examples is left out of I(z; strategy)
 SELECTOR_BATCH = 256
 FUSION_RATE = 10  # the projections of z start small and have far to go: they learn this much faster
-CLUSTERS = 8  # kinds of continuation told apart where a task has no labeller
+CLUSTERS = 8  # kinds of continuation to distinguish if a task has no labeller
 
 
 @dataclass(frozen=True)
 class Example:
-    """A rollout parted at a fork.
+    """A rollout split at a fork.
 
     Attributes:
         question: what was asked.
         prefix: the p tokens c before the fork, prompt included.
         rest: the tokens sampled from the fork on, end token included.
-        label: the strategy that is chosen at the fork, "" if the fork decides something else.
+        label: the strategy chosen at the fork, "" if the fork decides something else.
     """
 
     question: Question
@@ -65,7 +65,7 @@ class Example:
 
 
 def next_strategy(strategies: Sequence[str], prefix: str) -> str:
-    r"""The first of a trace's strategies, in order, that its text before the fork doesn't name.
+    r"""The first of a trace's strategies, in order, that isn't named before the fork.
 
     >>> next_strategy(["Split", "Grid"], "Split 14\n23*10=230\n")
     'Grid'
@@ -81,7 +81,7 @@ def fork_examples(
     config: LatentConfig,
     generator: torch.Generator,
 ) -> list[Example]:
-    """Part each rollout at up to `config.forks` different forks."""
+    """Split each rollout at up to `config.forks` different forks."""
     examples = []
     for trace in traces:
         for rollout in trace.rollouts:
@@ -109,7 +109,7 @@ def collect(
     questions: int | None = None,
     batch: int = 128,
 ) -> tuple[list[Example], int]:
-    """Sample rollouts of `source` and part them; returns the examples and the tokens it took."""
+    """Sample rollouts from `source` and split them; returns the examples and the tokens drawn."""
     generator = torch.Generator().manual_seed(config.seed)
     asked = task.questions(split, questions or config.questions, seed=config.seed)
     with tqdm(total=len(asked), desc="rollouts", unit="question") as bar:
@@ -150,7 +150,7 @@ def _kinds(examples: Sequence[Example], embeddings: Tensor, seed: int) -> list[s
 
 @contextmanager
 def _frozen(model: Any) -> Iterator[None]:
-    """No gradient for the policy's parameters, which are left as they were."""
+    """Turn off gradients for the policy's parameters, and restore them afterwards."""
     wanted = [p for p in model.parameters() if p.requires_grad]
     training = model.training
     model.eval().requires_grad_(False)
@@ -174,9 +174,9 @@ def train_latents(
 
     Args:
         policy: the policy on which z will be used; also the embedder.
-        examples: from `collect`, of the policy itself or of the one it was trained from.
+        examples: from `collect`, with the policy itself or the one it was trained from.
         config: objective, sizes and schedule.
-        version: of the latents; give those that take the place of others their version plus 1.
+        version: of the latents; if they replace others, that version plus 1.
         on_step: called after each step with its number and ELBO.
 
     Raises:
@@ -201,8 +201,8 @@ def train_latents(
         rows = torch.multinomial(weights, size, replacement=True, generator=generator)
         return rows, before[rows], after[rows]
 
-    # A fresh z says nothing and a fresh fusion hears nothing; trained together from there they
-    # settle on one shift for all z. So z learns first what continuations differ in …
+    # A fresh z says nothing and a fresh fusion hears nothing; trained together from there, they
+    # settle on one shift for all z. So z first learns how continuations differ …
     optimizer = torch.optim.Adam(cvae.parameters(), lr=config.learning_rate)
     for _ in tqdm(range(config.selector_steps), desc="selector", unit="step"):
         _, e_c, e_o = draw(SELECTOR_BATCH)
@@ -213,7 +213,7 @@ def train_latents(
         _steer(policy, steering, examples, draw, config, on_step)
     for part in (cvae, fusion):
         part.eval().requires_grad_(False)
-        part.zero_grad()  # what the last step left
+        part.zero_grad()  # gradients that the last step left
     card = {"config": asdict(config), "examples": len(examples)}
     return replace(steering, card=card, version=version)
 
@@ -281,7 +281,7 @@ def embed_examples(
 def steering_report(
     steering: Steering, policy: Policy, examples: Sequence[Example], config: LatentConfig
 ) -> dict[str, Any]:
-    """What the latents do on examples they weren't trained on; nats, z ~ Q unless said otherwise.
+    """What the latents do on held-out examples; in nats, with z ~ Q unless stated otherwise.
 
     Returns:
         `log_prob` with z ~ Q, with z ~ P and without z (per continuation), `kl`,

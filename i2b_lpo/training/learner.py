@@ -1,4 +1,4 @@
-"""The learner: a policy with all that its update needs, prepared for one process or several."""
+"""The learner: a policy with everything its update needs, for one process or several."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Learner", "TokenScorer", "build_learner", "trained"]
 
 
 class TokenScorer(nn.Module):
-    """log π and H of each token as one module call: the root of what is sharded and autocast.
+    """log π and H of each token as one module call: the root of sharding and autocast.
 
     With `steering`, tokens after a fork are scored with their branch's z.
     """
@@ -64,7 +64,7 @@ _IDLE = Trajectory((0,), Rollout((0,), ("",), (0.0,), (0.0,), (0.0,), "", False)
 
 @dataclass(frozen=True)
 class Learner:
-    """A policy with what its update needs."""
+    """A policy with everything its update needs."""
 
     policy: Policy
     config: RunConfig
@@ -88,13 +88,13 @@ def build_learner(
 ) -> Learner:
     """Prepare `policy` for training with AdamW; its model is trained in place.
 
-    All processes begin with the weights of the first.
+    All processes start with the first one's weights.
 
     Args:
         policy: what to train.
         config: settings of the run.
         steering: the latents of branches with z; only `grpo.train_psa` trains its fusion.
-        accelerator: what knows of the other processes; default a new one.
+        accelerator: knows the other processes; default a new one.
         sharded: leave each process its part of weights, gradients and optimizer state (FSDP2); then
             sample, score and evaluate within `i2b_lpo.training.unsharded(learner.scorer)`.
 
@@ -107,21 +107,21 @@ def build_learner(
     if policy.model.dtype in (torch.bfloat16, torch.float16):
         raise ValueError(
             f"{policy.name} is in {policy.model.dtype}, too coarse for small updates: load it with "
-            "dtype=torch.float32; on a GPU the passes run in bfloat16 all the same."
+            "dtype=torch.float32; on a GPU the passes still run in bfloat16."
         )
     on_cpu = policy.device.type == "cpu"
     accelerator = accelerator or Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else "bf16")
     share = accelerator.num_processes * config.grpo.updates
     if config.questions % share:
         raise ValueError(
-            f"{config.questions} questions a step can't be dealt to {accelerator.num_processes} "
+            f"{config.questions} questions per step can't be dealt to {accelerator.num_processes} "
             f"process(es) × {config.grpo.updates} update(s); use a multiple of {share}: --set "
             f"questions={share * -(-config.questions // share)}."
         )
     if sharded and accelerator.num_processes == 1:
         raise ValueError(
             "Weights can't be sharded over one process; start several with torchrun "
-            "--nproc_per_node, or leave --shard out (in Python shard, sharded)."
+            "--nproc_per_node, or omit --shard (in Python shard, sharded)."
         )
     if config.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable()

@@ -26,7 +26,8 @@ from i2b_lpo.method.checks import check
 from i2b_lpo.model.policy import Policy, save_policy
 from i2b_lpo.model.steering import Steering, load_steering, save_steering
 from i2b_lpo.rollout.rollouts import Reward
-from i2b_lpo.tasks.loading import Task, without_long_prompts
+from i2b_lpo.tasks.domains import domain_named
+from i2b_lpo.tasks.task import Task, without_long_prompts
 from i2b_lpo.training.checkpoint import (
     CHECKPOINTS,
     METRICS,
@@ -93,7 +94,7 @@ def train(
         steering = load_steering(policy, config.branch.latents or None, run=config)
     task = without_long_prompts(
         task,
-        lambda question: len(policy.prompt_ids(question.text)),
+        lambda question: len(policy.prompt_ids(question)),
         max_prompt_tokens=config.rollout.max_prompt_tokens,
     )
     learner = build_learner(policy, config, steering=steering, sharded=config.shard)
@@ -112,7 +113,10 @@ def train(
                 r.reason if r.finished else "cut off" for t in record.traces for r in t.rollouts
             )
             if main and len(history) == min(FIRST, config.steps) and _earned_nothing(history):
-                warnings.warn(_why_nothing(reasons, config.rollout.max_new_tokens), stacklevel=2)
+                asked = record.traces[0].question.domain
+                warnings.warn(
+                    _why_nothing(reasons, config.rollout.max_new_tokens, asked), stacklevel=2
+                )
             bar.update()
             bar.set_postfix({k: f"{record.metrics[k]:.3f}" for k in ("reward", "entropy")})
             if output is not None and main:
@@ -154,13 +158,11 @@ def _earned_nothing(history: Sequence[Mapping[str, float]]) -> bool:
     return all(row["uniform_groups"] == 1 and row["reward"] <= 0 for row in history)
 
 
-def _why_nothing(reasons: Counter[str], limit: int) -> str:
+def _why_nothing(reasons: Counter[str], limit: int, domain: str) -> str:
     known = {
+        **domain_named(domain).told,
         "cut off": f"didn't end within rollout.max_new_tokens={limit} (raise it, if it isn't that "
         "the policy never writes an end token)",
-        "no_answer": r"ended without \boxed{…} (the prompt must ask for it)",
-        "wrong": "gave another answer than the gold one (look whether the gold answers are bare: "
-        "no sentence around them)",
         "own reward": "got nothing from the reward function (try it on a text that is right)",
     }
     count = sum(reasons.values())

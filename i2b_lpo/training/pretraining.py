@@ -1,8 +1,8 @@
-"""Teach a small policy the bundled task from scratch, by next-token prediction.
+"""Teach a small policy a task from scratch, by next-token prediction.
 
-It learns from written solutions: the step before reinforcement learning. It makes the bundled base
-policy (`scripts/`), and lets a learner train the single-product warm-up in minutes. Left out on
-purpose: packing, mixed precision, compilation, several devices: 0.8M parameters on a CPU need none.
+It learns from written solutions, before reinforcement learning. This makes the bundled base policy
+(`scripts/`), and you can train the single-product warm-up in minutes. Packing, mixed precision,
+compilation and several devices are deliberately left out: 0.8M parameters on a CPU need none.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -19,12 +20,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from i2b_lpo.config import PretrainConfig
-from i2b_lpo.tasks.shop import (
-    parse_problem,
-    product_questions,
-    shop_questions,
-    write_solution,
-)
+from i2b_lpo.tasks.loading import load_examples
+from i2b_lpo.tasks.shop import shop_examples
+from i2b_lpo.tasks.task import Example
 
 __all__ = ["PretrainConfig", "build_model", "build_tokenizer", "pretrain"]
 
@@ -41,21 +39,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def _examples(config: PretrainConfig, rng: random.Random) -> Iterator[tuple[str, str, str]]:
+def _examples(config: PretrainConfig, rng: random.Random) -> Iterator[Example]:
     """Endless (question, any solution, solution by habit) of the train split."""
-    shop, product = shop_questions("train", rng), product_questions("train", rng)
-    while True:
-        question = next(shop if rng.random() < config.shop_share else product)
-        problem = parse_problem(question.text)
-        yield (
-            question.text,
-            write_solution(problem, rng, by_habit=False),
-            write_solution(problem, rng),
-        )
+    shop = partial(shop_examples, share=config.shop_share)
+    return (shop if config.task == "shop" else load_examples(config.task))(rng)
 
 
 def build_tokenizer(config: PretrainConfig, vocab_size: int = 512) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in Qwen's manner: a word of the task is one token, any text can be written."""
+    """Byte-level BPE like Qwen's: each word of the task is one token, and any text can be spelt."""
     examples = _examples(config, random.Random(config.seed))
     texts = [text for _ in range(3000) for text in ("user\n", "assistant\n", *next(examples))]
     tokenizer = Tokenizer(models.BPE())
@@ -121,7 +112,7 @@ def _documents(
 def _batches(
     tokenizer: PreTrainedTokenizerFast, config: PretrainConfig
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Right-padded (ids, labels), both (B, T); documents of like length share a batch."""
+    """Right-padded (ids, labels), both (B, T); documents of similar length share a batch."""
     rng = random.Random(config.seed)
     documents = _documents(tokenizer, config, rng)
     step = 0
@@ -160,7 +151,7 @@ def pretrain(
     """Train `model` in place; return the loss of each step (nats per solution token).
 
     The loss stays near 1.5 for a few hundred steps and then drops: count steps, not minutes.
-    `report(step, mean loss of the last `every` steps)` is called on the way.
+    `report(step, mean loss of the last `every` steps)` is called along the way.
     """
     # Right padding needs no attention mask: no real token can see a later one.
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]

@@ -1,14 +1,13 @@
 """Several processes, one policy: devices, whole or sharded weights, errors, gradients.
 
 A pass never communicates. Each process makes as many passes as its own trajectories need, then all
-agree that none has failed, and only then are gradients summed. So decoding may take different
-numbers of steps, memory may run out or a number be NaN on one process, and no other waits for it
-forever.
+agree that none has failed, and only then are gradients summed. So one process may decode more
+steps, run out of memory or meet a NaN, and no other waits for it forever.
 
 Sharding is FSDP2: between passes each process holds its part of every weight, and of gradient and
 optimizer state; `unsharded` gathers the weights for a block of passes, rollouts included. Left out:
-gathering layer by layer within a pass. It would save weights in the update only, which the rollout
-needs whole all the same, and one process that fails would hang all others.
+gathering layer by layer within a pass. It would save memory only in the update, since the rollout
+needs all weights anyway, and one failing process would hang all others.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def own_device(device: str) -> str:
 
 
 def launcher_gone() -> bool:
-    """Whether torchrun ended without ending this process, as kill -9 makes it."""
+    """Whether torchrun ended without ending this process, as after kill -9."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _LAUNCHER
 
 
@@ -71,7 +70,7 @@ _LAUNCHER = os.getppid()
 
 
 def shard(module: nn.Module, layers: Sequence[nn.Module], device: torch.device) -> None:
-    """Leave each process its part of every weight of `module`.
+    """Leave each process with its part of every weight of `module`.
 
     Args:
         module: what is trained.
@@ -89,7 +88,7 @@ def shard(module: nn.Module, layers: Sequence[nn.Module], device: torch.device) 
 
 @contextmanager
 def unsharded(module: nn.Module) -> Iterator[None]:
-    """Gather all weights of a sharded module for the block; all processes enter it together.
+    """Gather all weights of a sharded module for the block; all processes enter together.
 
     Nothing inside communicates. A module that isn't sharded, or is gathered already, stays as it
     is.
@@ -104,11 +103,11 @@ def unsharded(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        module.reset_iter_state()  # shards again, also after a pass that failed half-way
+        module.reset_iter_state()  # shards again, even after a pass that failed half-way
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor, detached (all processes take part); another tensor itself."""
+    """A sharded tensor gathered and detached (all processes take part); any other as it is."""
     return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor
 
 
@@ -124,10 +123,10 @@ def scatter_like(parameter: Tensor, full: Tensor) -> Tensor:
 
 
 def agree(accelerator: Accelerator, error: Exception | None) -> Exception | None:
-    """What failed on any process, so that all do the same; None if nothing did.
+    """What failed on any process, so that all act alike; None if nothing did.
 
-    A process gets its own error back, or another's. That memory ran out where smaller passes may
-    help gives way to every other error.
+    A process gets its own error back, or another's. Any other error takes precedence over memory
+    that ran out where smaller passes may help.
     """
     if accelerator.num_processes == 1:
         return error

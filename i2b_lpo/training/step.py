@@ -32,7 +32,7 @@ from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.branching import grow_trees
 from i2b_lpo.rollout.rollouts import Reward
 from i2b_lpo.rollout.scoring import filter_traces, score_traces
-from i2b_lpo.tasks.loading import Task
+from i2b_lpo.tasks.task import Task
 from i2b_lpo.trace import Trace
 from i2b_lpo.training.batch import trajectories_of
 from i2b_lpo.training.learner import Learner
@@ -44,7 +44,7 @@ __all__ = ["StepRecord", "advantages_of", "reward_table", "select", "train_step"
 
 @dataclass(frozen=True)
 class StepRecord:
-    """Everything one step made: trees, verdict rewards (Q, G), advantages (Q, G), metrics."""
+    """Everything one step makes: trees, verdict rewards (Q, G), advantages (Q, G), metrics."""
 
     traces: list[Trace]
     rewards: Tensor
@@ -71,9 +71,9 @@ def reward_table(traces: Sequence[Trace], *, step: int = 0) -> Tensor:
 def advantages_of(
     traces: Sequence[Trace], rewards: Tensor, config: RunConfig, *, kept: Tensor | None = None
 ) -> Tensor:
-    """Advantages (Q, G) as the variant takes them, overlong penalty included.
+    """Advantages (Q, G) as the variant defines them, overlong penalty included.
 
-    Of all G trajectories, or with `kept` (Q, G) of the kept ones alone.
+    Over all G trajectories, or with `kept` (Q, G) over only the kept ones.
     """
     variant = VARIANTS[config.grpo.variant]
     if variant.overlong_cache:
@@ -89,7 +89,7 @@ def advantages_of(
 def select(
     traces: Sequence[Trace], advantages: Tensor, learner: Learner
 ) -> tuple[list[Trace], Tensor]:
-    """S_IB of every trajectory and the filter; advantages again if asked for (METHOD §5).
+    """S_IB of every trajectory, and the filter; advantages again if requested (METHOD §5).
 
     Advantages are of all G, then come scores, then the filter [D].
     """
@@ -109,7 +109,7 @@ def select(
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators, for dropout and rewards that draw; then they are as before."""
+    """Seed the global generators, for dropout and random rewards; restores them afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         set_seed(seed)
@@ -125,7 +125,7 @@ def train_step(
 ) -> StepRecord:
     """Step `step` of a run: sample, branch, verify, score by group, select, update.
 
-    `reward` takes the place of the verifier.
+    `reward` replaces the verifier.
     """
     accelerator = learner.accelerator
     ranks, rank = accelerator.num_processes, accelerator.process_index

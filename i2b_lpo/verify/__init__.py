@@ -1,4 +1,4 @@
-"""Judge an answer: read it, compare what is plain, leave the rest to a child process."""
+"""Judge an answer: read it, compare simple ones here, leave the rest to a child process."""
 
 import lazy_loader
 

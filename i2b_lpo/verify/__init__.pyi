@@ -1,4 +1,5 @@
 from .references import (
+    box_begins as box_begins,
     extract_boxed as extract_boxed,
     gold_answer as gold_answer,
     gsm8k_gold as gsm8k_gold,

@@ -1,6 +1,6 @@
-"""Answer text → what it says: a number with its marks, or words, or neither. Stage 1 compares that.
+"""Answer text → what it says: a number with its marks, words, or neither. Stage 1 compares that.
 
-`notation` gives it one notation, `wording` takes prose and units off, `exact` reads the number.
+`notation` unifies its notation, `wording` strips prose and units, `exact` reads the number.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = ["Form", "Words", "form_of", "is_prose"]
 
 @dataclass(frozen=True)
 class Words:
-    r"""An answer without any mathematics: the words of each item, in small letters.
+    r"""An answer without any mathematics: the words of each item, in lower case.
 
     Attributes:
         items: between commas, "and" and "or".
         link: ``and`` or ``or``, if one of them joins the items.
-        certain: whether they can't be variables: they stand in ``\text{…}`` or are long.
+        certain: whether they can't be variables: they are in ``\text{…}`` or long.
     """
 
     items: tuple[tuple[str, ...], ...]
@@ -33,7 +33,7 @@ class Words:
     certain: bool = False
 
     def same(self, other: Words) -> bool:
-        """Whether both say the same: the order counts unless the items are joined or letters."""
+        """Whether both say the same; the order counts unless the items are joined or letters."""
         if self.link and other.link and self.link != other.link:
             return False
         letters = all(len(item) == 1 and len(item[0]) == 1 for item in self.items)
@@ -46,7 +46,7 @@ class Words:
 class Form:
     """An answer in one notation, and what it says."""
 
-    text: str  # the answer in one notation; what stage 2 is given
+    text: str  # the answer in one notation: what stage 2 gets
     number: Fraction | None = None
     percent: bool = False
     degrees: bool = False
@@ -68,7 +68,7 @@ _PLAIN_TEXT = re.compile(r"(?!-)(?:[^\W_]|[ ,.;:()'&-])*")
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
-@lru_cache(maxsize=1024)  # some 50 MB, were all of them long and strange
+@lru_cache(maxsize=1024)  # some 50 MB if all of them were long and strange
 def form_of(answer: str) -> Form:
     r"""Return an answer's form, whatever characters it has.
 
@@ -142,8 +142,8 @@ _WORD = re.compile(r"(?<![^\W_])(?!(?:and|or|[A-Z]+)(?![^\W\d_]))[^\W\d_]{2,}")
 def is_prose(form: Form) -> bool:
     r"""Whether an answer is a sentence, or words around a number that aren't read as its unit.
 
-    ``18 dollars and 50 cents`` and ``He has 5 apples left``: as a gold answer nothing but the same
-    words would equal it. ``June 20`` is a name.
+    ``18 dollars and 50 cents`` and ``He has 5 apples left``: only the same words would equal such a
+    gold answer. ``June 20`` is a name.
     """
     if form.number is not None:
         return False

@@ -13,7 +13,7 @@ MAX_DEPTH = 50  # of brackets, fractions and powers in a number
 
 
 def rational(text: str) -> Fraction | None:
-    r"""Return the value of a number in LaTeX, None if it is none or goes beyond a bound.
+    r"""Return the value of a number in LaTeX, None if it isn't one or exceeds a bound.
 
     Example:
         >>> rational(r"2\frac{1}{2}"), rational("2^{-1}"), rational("x+1")
@@ -39,8 +39,8 @@ _OVER = ("/", r"\div")
 class _Reader:
     """Recursive descent over sums, products, powers and fractions of literals.
 
-    Whatever is not one of these, is larger than `MAX_BITS` or deeper than `MAX_DEPTH` raises
-    `_NotRationalError`: the answer is then no number for stage 1, not a wrong one.
+    Anything else, or a number larger than `MAX_BITS` or deeper than `MAX_DEPTH`, raises
+    `_NotRationalError`: for stage 1 the answer is then not a number, rather than a wrong one.
     """
 
     def __init__(self, text: str) -> None:
@@ -143,7 +143,7 @@ class _Reader:
         if self._accept("{"):
             return self._within("}")
         digit = self._text[self._at : self._at + 1]  # \frac12 is 1/2
-        if not digit.isdecimal():  # ① is a digit, but no number to int()
+        if not digit.isdecimal():  # ① is a digit, but int() doesn't take it
             raise _NotRationalError
         self._at += 1
         return Fraction(int(digit))

@@ -1,6 +1,6 @@
 r"""Answer text → one notation: the same LaTeX for the same thing, however it was typed.
 
-Takes away what is for the eye (spaces, sizes, fonts, colours, separators of thousands), writes
+Removes what is only visual (spaces, sizes, fonts, colours, separators of thousands), writes
 Unicode and plain notation (``pi/3``, ``x**2``) as LaTeX, and gives every argument its braces. Model
 text is only rewritten, never evaluated; every pattern reads a text in about linear time.
 """
@@ -76,7 +76,7 @@ def _to_latex(answer: str) -> str:
             plain = unicodedata.normalize("NFKC", character)
             pieces.append(_UNICODE.get(plain, plain))
         elif kind == "Sc" and character != "$":
-            pass  # a currency: with or without it the amount is the same
+            pass  # a currency: the amount is the same with or without it
         elif kind != "Cf":  # a direction or joining mark: invisible, and no part of the answer
             pieces.append(" " if kind in ("Zs", "Cc") else character)
     return unicodedata.normalize("NFC", "".join(pieces)) + ("}" if raised else "")
@@ -107,7 +107,7 @@ _GROUP_SPACE = re.compile(r"^([-+]?\d{1,3})((?: \d{3})+)(?=\D*$| \d+/\d+$)")
 
 
 def _join_thousands(text: str) -> str:
-    # Within brackets a comma separates, unless the separating ones have a space: \{1,000, 2,000\}.
+    # In brackets a comma separates items, unless those that do have a space: \{1,000, 2,000\}.
     grouped = [_GROUPED_ZERO]
     if ", " in text or not re.search(r"[(\[]|\\\{", text):
         grouped.insert(0, _GROUPED)
@@ -302,7 +302,7 @@ def notation(answer: str) -> str:
         text = _AND.sub(",", text)
     text = re.sub(r",\s*(?=,)", "", text)
     text = re.sub(r"([_^])\{(\w)\}(?!\w)", r"\1\2", text)
-    # A space between two letters or digits separates; every other one is for the eye.
+    # A space between two letters or digits separates; every other one is only visual.
     text = re.sub(r" (?![^\W_])|(?<![^\W_]) |(?<=\d) (?=[A-Za-z]\b)(?![smghLJNWVCFK]\b)", "", text)
     text = _HALF_DAY.sub(lambda m: f"{m[1].lower()}m", text) if ":" in text else text
     text = _DOTS.sub(_repeating, text).strip(" ").lstrip("=").rstrip(" .,;:")

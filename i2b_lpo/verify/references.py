@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["extract_boxed", "gold_answer", "gsm8k_gold", "unboxed"]
+__all__ = ["box_begins", "extract_boxed", "gold_answer", "gsm8k_gold", "unboxed"]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)")
 _SPACE = re.compile(r"\s*+")
@@ -16,9 +16,9 @@ _BRACES = re.compile(r"(\\++)((?:boxed|fbox)\s*+\{|[{}])?|[{}]")
 def extract_boxed(text: str) -> str | None:
     r"""Return the content of the last balanced ``\boxed{…}`` or ``\fbox{…}``, None without one.
 
-    One pass over the text, whatever is in it. The last box is the one that begins last, so the
-    inner of two nested ones; a box that never closes is passed over, and so is an empty one if
-    there is another; ``\{`` and ``\}`` are no braces.
+    One pass over any text. The last box is the one that begins last, so the inner of two nested
+    ones; a box that never closes is skipped, and so is an empty one if there is another; ``\{`` and
+    ``\}`` are not braces.
 
     Example:
         >>> extract_boxed(r"\boxed{1}, no: \boxed{\frac{1}{2}}, or \boxed{3")
@@ -53,8 +53,22 @@ def extract_boxed(text: str) -> str | None:
     return None if last is None else text[last[1] : last[2]]
 
 
+def box_begins(text: str) -> int | None:
+    r"""Where the answer that is verified begins: the last balanced box, or else an open one.
+
+    Example:
+        >>> box_begins(r"so \boxed{3}"), box_begins("so 3")
+        (3, None)
+    """
+    last = at = text.rfind(r"\boxed")
+    while at >= 0 and extract_boxed(text[at:]) is None:
+        at = text.rfind(r"\boxed", 0, at)
+    at = last if at < 0 else at
+    return None if at < 0 else at
+
+
 def unboxed(answer: str) -> str:
-    """The content of the last box, or all of it; ValueError if it is no string."""
+    """The content of the last box, or the whole text; ValueError if it isn't a string."""
     if not isinstance(answer, str):
         raise ValueError(f"give an answer as a string, not {type(answer).__name__}")
     content = extract_boxed(answer)

@@ -11,16 +11,16 @@ from i2b_lpo.verify.notation import split_list
 
 __all__ = ["stage_one"]
 
-PRINTED_DIGITS = 15  # of a float; so many decimals of 1/14 are no guess
+PRINTED_DIGITS = 15  # of a float; so many correct decimals of 1/14 aren't a guess
 _CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?([ap]m)?")
-# Bases and primes: the parser of stage 2 passes over them in silence.
+# Bases and primes: the parser of stage 2 silently skips them.
 _DROPPED = re.compile(r"(?<=[\d)}])_|'")
 _NUMERAL = re.compile(r"([0-9A-F]{2,})_\{1[1-6]\}")  # AB_{12}: a base may be left out
 _LINK = re.compile(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
 
 
 def stage_one(gold: Form, answer: Form) -> bool | None:
-    """Return whether two answers are the same, None if that is mathematics."""
+    """Return whether two answers are the same, None if deciding takes mathematics."""
     if gold.option and answer.option and gold.option != answer.option:
         return False
     if gold.text == answer.text:

@@ -1,22 +1,59 @@
 r"""The mathematics of stage 2: two answers in LaTeX → do they mean the same?
 
-math-verify parses and compares; what it gets wrong or leaves out is decided here, before or after
-it: values that differ for certain, equations without a real solution, solved inequalities against
-intervals, columns against tuples, a lone letter against an expression. Loaded in the child process
-alone (`i2b_lpo.verify.worker`), where sympy may be slow or large; nothing is imported before it is
-needed there.
+math-verify parses and compares. What it gets wrong or omits is decided here, before or after it:
+values that certainly differ, equations without a real solution, solved inequalities against
+intervals, columns against tuples, a lone letter against an expression. Loaded only in the child
+process (`i2b_lpo.verify.worker`), where sympy may be slow or large; nothing is imported before it
+is needed there.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from importlib import import_module
+from itertools import pairwise
 from typing import Any, Literal
 
-__all__ = ["compare"]
+__all__ = ["against", "compare", "prepare"]
 
 DECIMAL_TOLERANCE = 1e-6  # relative: how close a decimal answer must come to an irrational one
 _JOINT = re.compile(r"\\text\{(and|or)\}")
+
+# Compared, each with the next, before the first request: this fills the parser's tables with the
+# usual forms of an answer, and every fork inherits them. The first two are equal, as a check.
+WARM_UP = (
+    r"\frac{\sqrt{3}}{2}",
+    r"\frac{3}{2\sqrt3}",
+    r"-\frac{2\pi}{3}+1",
+    r"\left(3,\frac{\pi}{2}\right)",
+    r"(-\infty,2)\cup(3,4]",
+    r"(-1,6)",
+    r"\begin{pmatrix}-1/2&\sqrt{3}\\0&1\end{pmatrix}",
+    r"y=2x+3",
+    r"2x-y+3=0",
+    r"3-2i,-2,\sqrt[3]{4}",
+    r"\{1\pm\sqrt{5},-2\}",
+    r"10x\sqrt{21x}",
+    r"(x-1)^3(x+1)",
+    r"x^2-3x+2",
+    r"\cos^2\alpha",
+    r"-2\le x\le 7",
+    r"[-2,7]",
+    r"x\ge 3\text{or}x<1",
+)
+
+
+def prepare() -> None:
+    """Import math-verify and fill its parser's tables; raises if it is none that can compare."""
+    outcomes = [compare(gold, answer) for gold, answer in pairwise(WARM_UP)]
+    if outcomes[0] != "correct":
+        raise RuntimeError(f"it finds {WARM_UP[0]} and {WARM_UP[1]} {outcomes[0]}")
+
+
+def against(gold: str) -> Callable[[str], str]:
+    """What says of an answer whether it means the same as `gold`."""
+    return lambda answer: compare(gold, answer)
 
 
 def compare(gold: str, answer: str) -> Literal["correct", "wrong", "unparsable"]:
@@ -35,7 +72,7 @@ def compare(gold: str, answer: str) -> Literal["correct", "wrong", "unparsable"]
 def _parse(latex: str) -> Any:
     r"""Return what math-verify reads in an answer, None if it can't.
 
-    Switched off in math-verify 0.9: units, because it takes the last letter of ``3t`` and ``3h``
+    Switched off in math-verify 0.9: units, because it mistakes the last letter of ``3t`` and ``3h``
     for one, and the search for another expression in an answer that cannot be read as a whole.
     Inequalities joined by "and" or "or" are read one by one.
     """
@@ -88,7 +125,7 @@ def _equal(gold: Any, answer: Any) -> bool:
         return True
     if import_module("math_verify").verify(gold, answer, timeout_seconds=None):
         return not equations or _same_solutions(gold, answer)
-    # Against a letter it compares names alone: k and k + 0.
+    # Against a letter it compares only names: k and k + 0.
     letters = [isinstance(side, sympy.Symbol) for side in (gold, answer)]
     if any(letters) and all(isinstance(side, sympy.Expr) for side in (gold, answer)):
         return bool(sympy.simplify(_real_roots(gold - answer)) == 0)
@@ -196,9 +233,9 @@ def _with_same_symbols(gold: Any, answer: Any) -> tuple[Any, Any]:
 
 
 def refuted(gold: Any, answer: Any) -> bool:
-    """Return True where two expressions have different values for certain.
+    """Return True where two expressions certainly have different values.
 
-    Asked before math-verify: most wrong answers end here, before `simplify` works on them in vain.
+    Asked before math-verify: most wrong answers end here, before `simplify` wastes time on them.
     """
     sympy = import_module("sympy")
     if isinstance(gold, sympy.Eq) and isinstance(answer, sympy.Eq):
@@ -207,7 +244,7 @@ def refuted(gold: Any, answer: Any) -> bool:
         gold = gold.rhs
     if isinstance(answer, sympy.Eq):
         if not answer.free_symbols and _differ(answer.lhs, answer.rhs):
-            return True  # 4 = 5 is no way to write 5
+            return True  # 4 = 5 isn't a way to write 5
         answer = answer.rhs
     ours, theirs = _parts(gold), _parts(answer)
     if ours and theirs:

@@ -4,7 +4,7 @@ Two stages decide whether an answer equals the gold answer:
 
 1. **Exact, here, in microseconds** (stage_one.py). Both answers get one notation and lose prose and
    units. Integers, fractions, decimals, and their sums, products and powers are compared
-   as `fractions.Fraction`; words, times of day and ratios as what they say; anything else is
+   as `fractions.Fraction`; words, times of day and ratios by what they say; anything else is
    correct if both are the same string. Needs no dependency, and no number grows beyond
    `exact.MAX_BITS`.
 2. **math-verify, in a child process** (worker.py) with limits of time and memory,
@@ -16,13 +16,13 @@ Accepted on purpose, where a text could be read in two ways:
   ``18 m/s`` = ``x=18``), whatever the unit; a missing percent or degree sign (``20\%`` = ``20`` =
   ``0.2``); prose before a number (``Answer: 5``, ``about 5``); an option's letter (``(B) 12`` =
   ``B`` = ``12``). A letter alone behind a number is a variable (``5t``), but in an answer to a
-  plain number ``12 s`` and ``12L`` are units.
+  plain number, ``12 s`` and ``12L`` are units.
 * A base or a modulus that only the gold answer names (``37_8`` = ``37``, ``5\pmod 7`` = ``5``), not
   one that only the answer names. Residues are not reduced: ``12\pmod 7`` is not ``5\pmod 7``.
 * ``\sqrt13`` is √13 and ``x^-1`` is 1/x, though TeX takes one digit; ``^\circ`` after a number is
   π/180 where the other side has π, and in a sine.
-* ``(1,2)`` is as well the pair as the open interval and a column; not the set ``\{1,2\}``. A list
-  without brackets is a set or a tuple. ``1,000`` is a number, within brackets it is two, unless
+* ``(1,2)`` is the pair, the open interval and a column alike, but not the set ``\{1,2\}``. A list
+  without brackets is a set or a tuple. ``1,000`` is one number, but in brackets it is two, unless
   the other commas have spaces: ``\{1,000, 2,000\}``.
 * An inequality is an interval if it is solved (``x>2``, ``|x|<2``, ``0<x<1\text{ or }x>3``):
   ``x^2<4`` for ``(-2,2)`` may be the question itself. "and" between inequalities is the
@@ -30,12 +30,12 @@ Accepted on purpose, where a text could be read in two ways:
 * ``a\pm b`` is the two values; several ± in one element stay as they are.
 * ``9:24`` and ``3:08`` are times of day, ``3:4:5`` and ``6:8:10`` are ratios.
 * The names in ``\text{Alice and Bob}`` have no order; in ``\text{Alice, Bob}`` they have one unless
-  the other side joins them. Words of five letters and more are no products of letters.
-* ``0.333…`` and ``0.1212…`` repeat. A decimal of `stage_one.PRINTED_DIGITS` digits counts for the
+  the other side joins them. Words of five or more letters are not products of letters.
+* ``0.333…`` and ``0.1212…`` repeat. A decimal of `stage_one.PRINTED_DIGITS` digits counts as the
   fraction that it rounds, a shorter one does not: ``0.333333`` is not ``1/3``.
 * Unsimplified arithmetic (``6/8`` = ``3/4``).
 
-What remains inexact in stage 2: a decimal counts for an irrational number when they agree to six
+What remains inexact in stage 2: a decimal counts as an irrational number if they agree to six
 digits; ``i`` is always the imaginary unit; ``1/2\pi`` is ``1/(2π)``; ``\log`` has base 10;
 equations are compared over the real numbers.
 """
@@ -46,13 +46,13 @@ import math
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
+from i2b_lpo.trace import is_correct
 from i2b_lpo.verify.answers import Form, form_of, is_prose
 from i2b_lpo.verify.pool import shared_pool
 from i2b_lpo.verify.references import extract_boxed, gold_answer, gsm8k_gold, unboxed
 from i2b_lpo.verify.stage_one import stage_one
-from i2b_lpo.verify.worker import Outcome
 
 __all__ = [
     "Reason",
@@ -66,7 +66,7 @@ __all__ = [
     "verify_batch",
 ]
 
-Reason = Literal["correct", "wrong", "no_answer", "unparsable", "timeout", "too_long"]
+Reason = Literal["correct", "partly", "wrong", "no_answer", "unparsable", "timeout", "too_long"]
 """Why a verdict is what it is, see `Verdict`."""
 
 MAX_CHARACTERS = 2000  # of an answer; the longest among MATH's 8,000 has 159
@@ -77,16 +77,23 @@ class Verdict:
     r"""The judgement of one answer.
 
     Attributes:
-        correct: whether the answer equals the gold answer; the reward is ``float(correct)``.
-        reason: ``correct``; ``wrong``; ``no_answer``: no balanced box, or only empty ones;
-            ``unparsable``: not LaTeX that math-verify can read; ``timeout``: more time or memory
-            than a comparison may take; ``too_long``: more than `max_characters`.
+        reward: R, 1 for a right answer and 0 for a wrong one; some domains give partial rewards.
+        reason: ``correct``; ``partly``: a partial reward; ``wrong``; ``no_answer``: no balanced
+            box, or only empty boxes; ``unparsable``: not LaTeX that math-verify can read;
+            ``timeout``: more time or memory than a comparison may take; ``too_long``: more than
+            `max_characters`. Boxes and LaTeX are for mathematics; other domains say what
+            replaces them.
         answer: the content of the last balanced box as written, None if there is none.
     """
 
-    correct: bool
+    reward: float
     reason: Reason
     answer: str | None
+
+    @property
+    def correct(self) -> bool:
+        """Whether the reward says that the answer is right (`i2b_lpo.trace.is_correct`)."""
+        return is_correct(self.reward)
 
 
 def verify(
@@ -113,7 +120,7 @@ def verify(
 
     Example:
         >>> verify("18", r"so she makes \boxed{\$18.00} a day")
-        Verdict(correct=True, reason='correct', answer='\\$18.00')
+        Verdict(reward=1.0, reason='correct', answer='\\$18.00')
         >>> verify("18", "so she makes 18 dollars").reason
         'no_answer'
     """
@@ -129,9 +136,9 @@ def verify_batch(
 ) -> list[Verdict]:
     r"""Judge many texts, each against its gold answer.
 
-    Numbers and repeated answers cost microseconds. The others share the workers within twice
-    `timeout` for each 64 of them: an equal part each, at most `timeout`, so that a few which hang
-    do not take the time of the rest.
+    Numbers and repeated answers cost microseconds. The others share the workers, within twice
+    `timeout` for every 64 of them: an equal part each, at most `timeout`, so that a few that hang
+    do not take the others' time.
 
     Args:
         golds: B reference answers.
@@ -181,7 +188,7 @@ def verify_batch(
     )
     reasons: list[Reason] = [next(decided) if reason is None else reason for reason in early]
     return [
-        Verdict(reason == "correct", reason, answer)
+        Verdict(float(reason == "correct"), reason, answer)
         for reason, answer in zip(reasons, answers, strict=True)
     ]
 
@@ -190,7 +197,7 @@ def equivalent(a: str, b: str, *, timeout: float = 5.0) -> bool:
     r"""Return whether two answers (bare or boxed) are the same: one vote for majority@k.
 
     The order of the arguments does not matter. Answers longer than `MAX_CHARACTERS` are the same
-    only if they are the same string; what cannot be read or decided in time is not the same.
+    only as equal strings; answers that cannot be read or decided in time are not the same.
 
     Args:
         a: an answer.
@@ -218,7 +225,7 @@ def equivalent(a: str, b: str, *, timeout: float = 5.0) -> bool:
 
 
 def check_gold(gold: str) -> None:
-    """Refuse a gold answer that no answer of a model would meet.
+    """Refuse a gold answer that no model's answer would match.
 
     Raises:
         ValueError: as `verify`, or the gold answer is a sentence, or words around a number.
@@ -262,14 +269,14 @@ def _gold_form(gold: str, max_characters: int) -> Form:
 
 def _decide(pairs: Sequence[tuple[Form, Form]], timeout: float) -> list[Reason]:
     reasons: list[Reason | None] = []
-    undecided: dict[tuple[str, str], Outcome] = {}
+    undecided: dict[tuple[str, str], Reason] = {}
     for gold, answer in pairs:
         equal = stage_one(gold, answer)
         reasons.append(None if equal is None else "correct" if equal else "wrong")
         if equal is None:
             undecided[_for_stage_two(gold, answer)] = "timeout"
     if undecided:
-        outcomes = shared_pool().compare_many(list(undecided), timeout)
+        outcomes = cast(list[Reason], shared_pool().compare_many(list(undecided), timeout))
         undecided = dict(zip(undecided, outcomes, strict=True))
     return [
         reason or undecided[_for_stage_two(gold, answer)]

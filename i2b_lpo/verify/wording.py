@@ -2,7 +2,7 @@ r"""What people write around an answer: prose before it, a unit or a remark afte
 
 ``Answer: 5``, ``about 5``, ``USD 18``, ``(B) 12`` | ``18\text{ eggs}``, ``3 km/h``, ``12人``,
 ``2\text{ (multiplicity 2)}``. A word that changes the number (``5\text{ or six}``,
-``5\text{ factorial}``, ``5万``) or may be a product of variables (``2 abc``) is no unit.
+``5\text{ factorial}``, ``5万``) or may be a product of variables (``2 abc``) is not a unit.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def without_prose(text: str) -> str:
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 SCALES |= {"trillion": 10**12, "dozen": 12, "lakh": 10**5, "crore": 10**7}
 
-# What makes of a number another one, or a second answer; none of these is part of a unit.
+# Words that change a number or add a second answer; none of these is part of a unit.
 _NUMBER_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety "
@@ -93,12 +93,12 @@ _REMARK = re.compile(
 
 @dataclass(frozen=True)
 class Quantity:
-    """An answer and the unit behind it.
+    """An answer and the unit after it.
 
     Attributes:
         text: the answer without a remark.
-        before: what stands before the unit; without a unit it is `text`.
-        unit: the unit as it is written.
+        before: what comes before the unit; without a unit it is `text`.
+        unit: the unit as written.
         certain: whether the unit's letters can't be a product of variables.
     """
 
@@ -109,7 +109,7 @@ class Quantity:
 
     @property
     def words(self) -> list[str]:
-        """The unit's words in small letters, scales in the singular."""
+        """The unit's words in lower case, scales in the singular."""
         words = re.findall(r"[^\W\d_]+", re.sub(r"\\[A-Za-z]+", " ", self.unit.lower()))
         return [word[:-1] if word[:-1] in SCALES else word for word in words]
 
@@ -123,7 +123,7 @@ class Quantity:
 
 
 def quantity(text: str) -> Quantity:
-    """Split the unit and the remark from a text in one notation."""
+    """Split unit and remark off a text in one notation."""
     if remark := _REMARK.search(text):
         text = text[: remark.start()].rstrip(" ,(") or text
     for begin in _BEGINS.finditer(text):

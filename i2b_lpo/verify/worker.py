@@ -1,18 +1,25 @@
-r"""The child's end of the pipe to math-verify: a process that compares.
+r"""The child's end of the pipe: a process that compares answers by a judge, such as math-verify.
 
-Why a process. ``9^{9^{9^9}}`` keeps sympy busy for ever inside one C call that no Python exception
+Why a process: ``9^{9^{9^9}}`` keeps sympy busy forever inside one C call that no Python exception
 can stop, and math-verify's own time limits use ``signal.alarm``: they fail outside the main thread
-and disarm the caller's alarm. Here its limits are off and the kernel ends the process.
+and disarm the caller's alarm. Here its limits are off, and the kernel ends the process.
 
-How. ``python -P worker.py`` (this file; of the package it loads `stage_two` alone)
-imports math-verify once, then answers one line of JSON per comparison. Where ``os.fork`` exists,
-each comparison runs in a fork of that warm process with a timer and a memory limit of its own:
-ending one costs nothing, and no answer influences the next. Elsewhere the worker compares by
-itself, and the parent (`i2b_lpo.verify.pool`) ends and restarts it (about 1 s).
+How: ``python -P worker.py MODE JUDGE`` (this file; of the package it loads only that judge's file)
+prepares the judge once, then answers one line of JSON per comparison. Where ``os.fork`` exists,
+each comparison runs in a fork of that warm process with its own timer and memory limit: ending one
+costs nothing, and no answer influences the next. Elsewhere the worker itself compares, and the
+parent (`i2b_lpo.verify.pool`) ends and restarts it (about 1 s).
 
-The strings come from a model and are only parsed as LaTeX: ``sympify`` and ``parse_expr``, which
-execute text, are reached by math-verify's extractor of plain expressions alone, and that one is not
-used.
+A judge is a module with two functions: ``prepare()`` imports what it needs, or raises, and
+``against(gold)`` returns the function that gives an answer's outcome. `stage_two` is the one for
+mathematics. In the mode ``confined`` the answer may be a program: once ``against`` has returned,
+the fork gives up files, network, processes and modules that aren't loaded yet. That stops what a
+policy stumbles upon in training. It isn't a sandbox against an adversary: Python has ways around
+its own hooks, and root around limits.
+
+In mathematics the strings come from a model and are only parsed as LaTeX: ``sympify`` and
+``parse_expr``, which execute text, are reached only through math-verify's extractor of plain
+expressions, which is not used.
 """
 
 from __future__ import annotations
@@ -24,66 +31,62 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, cast
+from types import ModuleType
+from typing import Any, cast
 
-__all__ = ["Outcome", "serve"]
-
-Outcome = Literal["correct", "wrong", "unparsable", "timeout"]
+__all__ = ["serve"]
 
 MEMORY_LIMIT = 512 * 2**20  # bytes one comparison may allocate above the idle worker
-ORPHAN_CHECK = 1.0  # seconds between two looks whether the parent lives
+LONGEST_OUTCOME = 2**16  # bytes
+ORPHAN_CHECK = 1.0  # seconds between checks that the parent lives
 
-# Compared, each with the next, before the first request: the parser's tables fill up with the usual
-# forms of an answer, and every fork inherits them. The first two are equal, as a check.
-WARM_UP = (
-    r"\frac{\sqrt{3}}{2}",
-    r"\frac{3}{2\sqrt3}",
-    r"-\frac{2\pi}{3}+1",
-    r"\left(3,\frac{\pi}{2}\right)",
-    r"(-\infty,2)\cup(3,4]",
-    r"(-1,6)",
-    r"\begin{pmatrix}-1/2&\sqrt{3}\\0&1\end{pmatrix}",
-    r"y=2x+3",
-    r"2x-y+3=0",
-    r"3-2i,-2,\sqrt[3]{4}",
-    r"\{1\pm\sqrt{5},-2\}",
-    r"10x\sqrt{21x}",
-    r"(x-1)^3(x+1)",
-    r"x^2-3x+2",
-    r"\cos^2\alpha",
-    r"-2\le x\le 7",
-    r"[-2,7]",
-    r"x\ge 3\text{or}x<1",
-)
+# What a confined comparison may do; every other event that Python audits is refused. Compiling and
+# executing text is its purpose.
+CALCULATING = (
+    "compile", "exec", "object.__delattr__", "object.__getattr__", "object.__setattr__",
+    "sys._getframe", "sys._getframemodulename",  # of namedtuple
+)  # fmt: skip
 
 
-@cache
-def _mathematics() -> Any:
-    # By its place: the package need not be importable where a worker is started.
-    spec = spec_from_file_location("stage_two", Path(__file__).with_name("stage_two.py"))
+def load(place: str) -> ModuleType:
+    """The judge in a file, by its path: a worker need not be able to import the package."""
+    spec = spec_from_file_location(Path(place).stem, place)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def compare(gold: str, answer: str) -> Outcome:
-    """Return what `stage_two.compare` says."""
-    return cast(Outcome, _mathematics().compare(gold, answer))
-
-
-def outcome_of(gold: str, answer: str) -> Outcome:
-    """Return what `compare` says of two answers, whatever a model's text makes sympy raise."""
+def outcome_of(judge: Any, gold: str, answer: str, confined: bool = False) -> str:
+    """Return what a judge says of an answer, whatever a model's text makes it raise."""
     try:
-        return compare(gold, answer)
+        compare = judge.against(gold)
+        if confined:
+            _confine_this_process()
+        return cast(str, compare(answer))
     except MemoryError:
         return "timeout"
     except Exception:
         return "unparsable"
+
+
+def _confine_this_process() -> None:
+    # By the kernel: no new descriptor, hence no file, socket or pipe; and no new process or thread,
+    # unless the user is root.
+    assert sys.platform != "win32"
+    import resource
+
+    for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC):
+        resource.setrlimit(limit, (0, 0))
+
+    # By Python, for root too. A hook can't be taken off, and all that this one reads is its own.
+    def refuse(event: str, _: object, allowed: tuple[str, ...] = CALCULATING) -> None:
+        if event not in allowed:
+            raise PermissionError(event)
+
+    sys.addaudithook(refuse)
 
 
 def _limit_this_process(seconds: float) -> None:
@@ -99,7 +102,7 @@ def _limit_this_process(seconds: float) -> None:
     try:
         with open("/proc/self/statm", encoding="ascii") as pages:
             used = int(pages.read().split()[0]) * resource.getpagesize()
-    except FileNotFoundError:  # macOS: no size to add to, and no limit that the kernel would keep
+    except FileNotFoundError:  # macOS: no size to add to, and no limit that the kernel enforces
         return
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = used + MEMORY_LIMIT
@@ -108,7 +111,9 @@ def _limit_this_process(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
-def _compare_in_fork(request: dict[str, Any], inherited: Sequence[int]) -> Outcome:
+def _compare_in_fork(
+    judge: ModuleType, request: dict[str, Any], inherited: Sequence[int], confined: bool
+) -> str:
     assert sys.platform != "win32"
     read_end, write_end = os.pipe()
     pid = os.fork()
@@ -117,17 +122,17 @@ def _compare_in_fork(request: dict[str, Any], inherited: Sequence[int]) -> Outco
             for descriptor in (*inherited, read_end):
                 os.close(descriptor)  # or the parent would wait for this process's end of its pipe
             _limit_this_process(request["limit"])
-            outcome = outcome_of(request["gold"], request["answer"])
-            os.write(write_end, outcome.encode("ascii"))
+            outcome = outcome_of(judge, request["gold"], request["answer"], confined)
+            os.write(write_end, outcome.encode())
         finally:
             os._exit(0)
     os.close(write_end)
     with os.fdopen(read_end, "rb") as pipe:
-        outcome_sent = pipe.read().decode("ascii")
+        sent = pipe.read(LONGEST_OUTCOME + 1)
     status = os.waitpid(pid, 0)[1]
-    if outcome_sent:
-        return cast(Outcome, outcome_sent)
-    # Ended by its timer, or by a kernel that ran out of memory; else by what the answer made it do.
+    if sent:
+        return sent.decode(errors="replace") if len(sent) <= LONGEST_OUTCOME else "unparsable"
+    # Ended by its timer, or by a kernel out of memory; else by what the answer made it do.
     ended = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGKILL)
     return "timeout" if ended else "unparsable"
 
@@ -148,8 +153,9 @@ def _end_with_parent() -> None:
     signal.setitimer(signal.ITIMER_REAL, ORPHAN_CHECK, ORPHAN_CHECK)
 
 
-def serve(forks: bool) -> None:
-    """Answer one request line of JSON after the other until the parent closes the pipe or ends."""
+def serve(place: str, mode: str) -> None:
+    """Answer one JSON request line after another until the parent closes the pipe or ends."""
+    forks, confined = mode != "direct", mode == "confined"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     if forks:
         _end_with_parent()
@@ -161,9 +167,8 @@ def serve(forks: bool) -> None:
         os.write(pipe, json.dumps(message).encode("ascii") + b"\n")
 
     try:
-        outcomes = [compare(gold, answer) for gold, answer in pairwise(WARM_UP)]
-        if outcomes[0] != "correct":
-            raise RuntimeError(f"it finds {WARM_UP[0]} and {WARM_UP[1]} {outcomes[0]}")
+        judge = load(place)
+        judge.prepare()
     except Exception as error:  # whatever a wrong version of math-verify raises
         send({"error": f"{type(error).__name__}: {error}"})
         return
@@ -173,14 +178,14 @@ def serve(forks: bool) -> None:
     for line in sys.stdin.buffer:
         request = json.loads(line)
         if forks:
-            outcome = _compare_in_fork(request, (0, pipe))
+            outcome = _compare_in_fork(judge, request, (0, pipe), confined)
         else:
-            # The parent ends this process at the limit; if there is none any more, this does.
+            # The parent ends this process at the limit; if the parent is gone, this does.
             faulthandler.dump_traceback_later(request["limit"] + ORPHAN_CHECK, exit=True)
-            outcome = outcome_of(request["gold"], request["answer"])
+            outcome = outcome_of(judge, request["gold"], request["answer"])
             faulthandler.cancel_dump_traceback_later()
         send({"outcome": outcome})
 
 
 if __name__ == "__main__":
-    serve(forks=sys.argv[1] == "fork")
+    serve(sys.argv[2], sys.argv[1])

@@ -15,10 +15,11 @@ from i2b_lpo.views.evaluation import comparison, strategy_shares
 from i2b_lpo.views.gamma import gamma_curves
 from i2b_lpo.views.group import group_advantages
 from i2b_lpo.views.histogram import entropy_histogram
-from i2b_lpo.views.ib import ib_ranking, ib_scatter
+from i2b_lpo.views.ib import ib_scatter
 from i2b_lpo.views.latents import kl_bars, latent_map
 from i2b_lpo.views.memory import memory_budget
 from i2b_lpo.views.pipeline import training_step
+from i2b_lpo.views.ranking import ib_ranking
 from i2b_lpo.views.strip import entropy_strip
 from i2b_lpo.views.surrogate import surrogate
 from i2b_lpo.views.text import escape, visible

@@ -8,7 +8,7 @@ import numpy as np
 from plotly.subplots import make_subplots
 
 from i2b_lpo.views.base import GRID, STYLES, View, styled
-from i2b_lpo.views.grids import GREYS, Array, grid_height, grid_of, layer_axis, panel
+from i2b_lpo.views.grids import GREYS, Array, grid_height, grid_of, layer_axis, outline, panel
 from i2b_lpo.views.text import escape, number, percent
 
 __all__ = ["head_activation"]
@@ -24,13 +24,13 @@ def head_activation(
     """How active each head is without z and with it, and how far z moves its output.
 
     With o_h the output of head h at one row and o'_h the same with z: activation is ‖o_h‖, and
-    "moved by" is ‖o'_h − o_h‖ / ‖o_h‖; both may point elsewhere at equal activation. A head that
-    z turns round and leaves as long moves by 2.
+    "moved by" is ‖o'_h − o_h‖ / ‖o_h‖. Outputs of equal activation may point in different
+    directions: a head that z reverses at the same length moves by 2.
 
     Args:
-        with_z: outputs of the heads of one row, ``(layers, heads, d_head)``: what attention hands
+        with_z: outputs of the heads of one row, ``(layers, heads, d_head)``: what attention passes
             to its output projection.
-        without_z: the same of the same row without z, in the same shape.
+        without_z: the same row without z, in the same shape.
         slot: the attention weight on the latent's slot, ``(layers, heads)``; left out by default,
             as fusions other than PSA have no slot.
         title: above the figure; plain text.
@@ -70,10 +70,7 @@ most: 133 % at layer 0, head 0.
     layers, heads = before.shape
     layer, head = map(int, np.unravel_index(int(moved.argmax()), moved.shape))
     if moved[layer, head]:
-        figure.add_shape(
-            type="rect", x0=head - 0.5, x1=head + 0.5, y0=layer - 0.5, y1=layer + 0.5,
-            line={"color": STYLES["I²B-LPO"].colour, "width": 4}, row=1, col=3,
-        )  # fmt: skip
+        outline(figure, layer, head, 3, color=STYLES["I²B-LPO"].colour, width=4)
     layer_axis(figure, layers)
     styled(
         figure,
@@ -84,22 +81,9 @@ most: 133 % at layer 0, head 0.
         plot_bgcolor=GRID,
         showlegend=False,
     )
-    means = ", ".join(
-        f"{percent(float(share), 0)}{' of its activation on average' * (at == 0)} in layer {at}"
-        for at, share in enumerate(moved.mean(1))
-    )
-    words = (
-        f"{title}: {layers} layers × {heads} heads. Activation without z {_range(before)}, with z "
-        f"{_range(after)}; moved by {means}; "
-    )
-    if moved[layer, head]:
-        most = percent(float(moved[layer, head]), 0)
-        words += f"moved most: {most} at layer {layer}, head {head}."
-    else:
-        words += "no head moved."
     return View(
         figure,
-        words,
+        f"{title}: {layers} layers × {heads} heads. {_words(before, after, moved)}",
         (
             ("layer", "head", *(name for name, *_ in panels)),
             *(
@@ -109,6 +93,20 @@ most: 133 % at layer 0, head 0.
             ),
         ),
     )
+
+
+def _words(before: Array, after: Array, moved: Array) -> str:
+    """Both activations, what moved on average in each layer, and what moved most."""
+    means = ", ".join(
+        f"{percent(float(share), 0)}{' of its activation on average' * (at == 0)} in layer {at}"
+        for at, share in enumerate(moved.mean(1))
+    )
+    said = f"Activation without z {_range(before)}, with z {_range(after)}; moved by {means}; "
+    layer, head = map(int, np.unravel_index(int(moved.argmax()), moved.shape))
+    if not moved[layer, head]:
+        return said + "no head moved."
+    most = percent(float(moved[layer, head]), 0)
+    return said + f"moved most: {most} at layer {layer}, head {head}."
 
 
 def _outputs(values: Any) -> Array:

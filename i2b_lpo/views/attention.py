@@ -9,8 +9,19 @@ import numpy as np
 import numpy.typing as npt
 from plotly.subplots import make_subplots
 
-from i2b_lpo.views.base import DIVERGING, GRID, INK, MONO, STYLES, View, heading, shade, styled
-from i2b_lpo.views.grids import GREYS, Array, grid_height, grid_of, layer_axis, panel
+from i2b_lpo.views.base import (
+    DIVERGING,
+    GRID,
+    INK,
+    MONO,
+    STYLES,
+    Table,
+    View,
+    heading,
+    shade,
+    styled,
+)
+from i2b_lpo.views.grids import GREYS, Array, grid_height, grid_of, layer_axis, outline, panel
 from i2b_lpo.views.strip import token_text
 from i2b_lpo.views.text import escape, number, signed
 
@@ -63,10 +74,7 @@ def head_grid(
         panel(figure, name, values, (bottom, top), colours, quantity, col)
     layer, head = map(int, most)
     if change[most]:
-        figure.add_shape(
-            type="rect", x0=head - 0.5, x1=head + 0.5, y0=layer - 0.5, y1=layer + 0.5,
-            line={"color": INK, "width": 3}, row=1, col=3,
-        )  # fmt: skip
+        outline(figure, layer, head, 3, color=INK, width=3)
     layer_axis(figure, layers)
     styled(
         figure,
@@ -132,41 +140,58 @@ def head_detail(
         ValueError: lengths don't fit, or the weights aren't finite, from 0 up and 1 in all.
     """
     count = len(tokens)
-    on, off = (
-        _weights(weights_with, count + 1, "with z"),
-        _weights(weights_without, count, "without"),
-    )
+    on = _weights(weights_with, count + 1, "with z")
+    off = _weights(weights_without, count, "without")
     change = on - np.concatenate([[0.0], off])
+    named = [escape(repr(token), 40) for token in tokens]
+    hover = ["<b>z</b>, the latent's slot", *(f"token {t}: {n}" for t, n in enumerate(named))]
     columns = [-1.0, *map(float, range(1, count + 1))]  # a gap beside the slot
-    names = [escape(token_text(token), 12) for token in tokens]
-    hover = [
-        "<b>z</b>, the latent's slot",
-        *(f"token {t}: {escape(repr(p), 40)}" for t, p in enumerate(tokens)),
-    ]
     figure = make_subplots(
         rows=2, cols=1, shared_xaxes=True, row_heights=[0.58, 0.42], vertical_spacing=0.12
     )
-    bars = {"hoverinfo": "text", "row": 1, "col": 1}
+    _draw_weights(figure, columns, on, off, hover)
+    _draw_change(figure, columns, change, hover)
+    for row in (1, 2):
+        figure.add_vline(x=0, line={"color": INK, "width": 1, "dash": "dot"}, row=row, col=1)
+    _name_tokens(figure, tokens, np.maximum(on[1:], off))
+    styled(
+        figure,
+        title=f"Layer {layer}, head {head}: where one row looks, with z and without",
+        height=440,
+        margin={"t": 75, "b": 60},
+    )
+    words = (
+        f"Attention of layer {layer}, head {head}, over {count} tokens: the slot of z takes "
+        f"{number(float(on[0]), 2)}; the tokens that had most: {_strongest(tokens, on, off)}."
+    )
+    return View(figure, words, _detail_table(tokens, on, off))
+
+
+def _draw_weights(
+    figure: Any, columns: list[float], on: Array, off: Array, hover: list[str]
+) -> None:
+    """The upper panel: a bar for each weight with z, a tick for the one without."""
+    tokens = len(off)
+    place = {"hoverinfo": "text", "row": 1, "col": 1, "showlegend": False}
     figure.add_bar(
-        **bars,
+        **place,
         x=columns,
         y=on.tolist(),
         width=0.9,
         name="with z",
-        text=["<b>z</b>", *[""] * count],
+        text=["<b>z</b>", *[""] * tokens],
         textposition="outside",
         cliponaxis=False,
         marker={
-            "color": [STYLES["I²B-LPO"].colour, *["#BDBDBD"] * count],
-            "line": {"color": INK, "width": [2, *[0.5] * count]},
+            "color": [STYLES["I²B-LPO"].colour, *["#BDBDBD"] * tokens],
+            "line": {"color": INK, "width": [2, *[0.5] * tokens]},
         },
         hovertext=[
             f"{text}<br>with z: {number(float(w), 3)}" for text, w in zip(hover, on, strict=True)
         ],
-        showlegend=False,
     )
     figure.add_scatter(
-        **bars,
+        **place,
         x=columns[1:],
         y=off.tolist(),
         mode="markers",
@@ -176,8 +201,13 @@ def head_detail(
             f"{text}<br>without z: {number(float(w), 3)}"
             for text, w in zip(hover[1:], off, strict=True)
         ],
-        showlegend=False,
     )
+    heading(figure, "attention weight: bars with z, ticks (–) without", row=1, col=1)
+    figure.update_yaxes(range=[0, 1.1 * max(float(on.max()), float(off.max()))], row=1, col=1)
+
+
+def _draw_change(figure: Any, columns: list[float], change: Array, hover: list[str]) -> None:
+    """The lower panel: what z gives and takes."""
     reach = max(float(np.abs(change).max()), 1e-12)
     figure.add_bar(
         x=columns,
@@ -196,56 +226,43 @@ def head_detail(
         row=2,
         col=1,
     )
-    heading(figure, "attention weight: bars with z, ticks (–) without", row=1, col=1)
     heading(figure, "difference", row=2, col=1)
-    named = _legible(np.maximum(on[1:], off))
-    for row in (1, 2):
-        figure.add_vline(x=0, line={"color": INK, "width": 1, "dash": "dot"}, row=row, col=1)
-    figure.update_yaxes(range=[0, 1.1 * max(float(on.max()), float(off.max()))], row=1, col=1)
-    ends = float(change.min()), float(change.max())
-    room = 0.15 * (ends[1] - ends[0]) or 0.01
-    figure.update_yaxes(range=[ends[0] - room, ends[1] + room], row=2, col=1)
-    figure.update_xaxes(range=[-1.8, count + 0.8], showgrid=False)
+    low, high = float(change.min()), float(change.max())
+    room = 0.15 * (high - low) or 0.01
+    figure.update_yaxes(range=[low - room, high + room], row=2, col=1)
+
+
+def _name_tokens(figure: Any, tokens: Sequence[str], weights: Array) -> None:
+    """The axis below: the slot, and the tokens whose names have room."""
+    named = _legible(weights)
+    short = all(len(token_text(tokens[t])) < 3 for t in named)
+    figure.update_xaxes(range=[-1.8, len(tokens) + 0.8], showgrid=False)
     figure.update_xaxes(
         tickvals=[-1.0, *(t + 1 for t in named)],
-        ticktext=["<b>z</b>", *(names[t] for t in named)],
-        tickangle=0 if all(len(token_text(tokens[t])) < 3 for t in named) else -60,
+        ticktext=["<b>z</b>", *(escape(token_text(tokens[t]), 12) for t in named)],
+        tickangle=0 if short else -60,
         tickfont={"family": MONO, "size": 11},
         row=2,
         col=1,
     )
-    styled(
-        figure,
-        title=f"Layer {layer}, head {head}: where one row looks, with z and without",
-        height=440,
-        margin={"t": 75, "b": 60},
+
+
+def _strongest(tokens: Sequence[str], on: Array, off: Array) -> str:
+    """The three tokens with the largest weight without z, and what z left them."""
+    return ", ".join(
+        f"'{token_text(tokens[t])}' (token {t}) {number(float(off[t]), 2)} → "
+        f"{number(float(on[t + 1]), 2)}"
+        for t in map(int, np.argsort(-off, kind="stable")[:3])
     )
-    top = [int(at) for at in np.argsort(-off, kind="stable")[:3]]
-    return View(
-        figure,
-        f"Attention of layer {layer}, head {head}, over {count} tokens: the slot of z takes "
-        f"{number(float(on[0]), 2)}; the tokens that had most: "
-        + ", ".join(
-            f"'{token_text(tokens[t])}' (token {t}) {number(float(off[t]), 2)} → "
-            f"{number(float(on[t + 1]), 2)}"
-            for t in top
-        )
-        + ".",
-        (
-            ("column", "token", "with z", "without z", "difference"),
-            ("z", "–", number(float(on[0]), 3), "–", signed(float(change[0]), 3)),
-            *(
-                (
-                    str(t),
-                    repr(token),
-                    number(float(on[t + 1]), 3),
-                    number(float(off[t]), 3),
-                    signed(float(change[t + 1]), 3),
-                )
-                for t, token in enumerate(tokens)
-            ),
-        ),
-    )
+
+
+def _detail_table(tokens: Sequence[str], on: Array, off: Array) -> Table:
+    rows = [("z", "–", number(float(on[0]), 3), "–", signed(float(on[0]), 3))]
+    for t, token in enumerate(tokens):
+        after, before = float(on[t + 1]), float(off[t])
+        shown = number(after, 3), number(before, 3), signed(after - before, 3)
+        rows.append((str(t), repr(token), *shown))
+    return (("column", "token", "with z", "without z", "difference"), *rows)
 
 
 def _legible(weights: Array) -> list[int]:

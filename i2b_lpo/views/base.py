@@ -1,7 +1,7 @@
 """What all figures share: one theme, and the `View` that a figure comes in.
 
-Colours are Okabe–Ito's where they stand for a thing, viridis for entropy, and brown–white–teal with
-white at zero for advantages. Each is repeated by a symbol, a dash, a hatch or words.
+Colours that stand for things are Okabe–Ito's, entropy is viridis, and advantages are
+brown–white–teal with white at zero. A symbol, dash, hatch or word repeats each colour.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Table = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class Style:
-    """How one thing looks everywhere: the colour, and what says the same without colour."""
+    """How one thing looks everywhere: its colour, and what says the same without colour."""
 
     colour: str
     symbol: str = "circle"
@@ -127,7 +127,7 @@ def _free(wanted: str, choices: tuple[str, ...], taken: list[str]) -> str:
 
 
 def shade(share: float, scale: list[list[Any]] = SEQUENTIAL) -> str:
-    """The colour at `share` of a scale; beyond its ends, the end's colour.
+    """The colour at `share` of a scale; beyond its ends, the colour of the end.
 
     Example:
         >>> shade(0.5, DIVERGING)
@@ -197,7 +197,7 @@ class View:
     table: Table = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        # Both go to terminals and pages as they are.
+        # Both are written to terminals and pages as they are.
         table = tuple(tuple(map(visible, row)) for row in self.table)
         object.__setattr__(self, "description", visible(self.description))
         object.__setattr__(self, "table", table)
@@ -225,11 +225,11 @@ class View:
         data = self.figure.to_json()
         part = markup.figure(
             name or f"figure-{zlib.crc32(data.encode()):08x}",
-            data=data,
-            config=json.dumps(CONFIG | {"responsive": True}),
+            data=json.loads(data),
+            config=CONFIG | {"responsive": True},
             height=int(self.figure.layout.height or 450),
             words=self.description,
-            caption=markup.text(caption),
+            caption=caption,
             numbers=self.table,
         )
         return markup.page(self.description.split(":")[0], part) if include_js else part

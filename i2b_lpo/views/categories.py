@@ -1,4 +1,4 @@
-"""Looks of things that have no meaning of their own in the theme: strategies, kinds, settings."""
+"""Looks for things that the theme gives no meaning: strategies, kinds, settings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _KNOWN = dict(zip(("Split", "Round", "Grid", "Factor", "Guess"), PALETTE, strict
 
 
 def category_styles(names: Iterable[str]) -> dict[str, Style]:
-    """A look for each category: a known one has its own in every figure, others what is free.
+    """A look for each category: a known one has its own in every figure, others get a free one.
 
     Raises:
         ValueError: there are more categories than can be told apart.

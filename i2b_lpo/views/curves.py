@@ -19,10 +19,10 @@ Values = list[float | None]
 
 
 def training_curves(records: Records | Mapping[str, Records], *, keys: Sequence[str] = ()) -> View:
-    """Metrics per step as small multiples: the values thin, the mean of the last steps bold.
+    """Metrics per step as small multiples: values thin, the mean of the last steps bold.
 
     Args:
-        records: one dict a step with ``step`` and numbers; or run name → such dicts.
+        records: one dict per step with ``step`` and numbers; or run name → such dicts.
         keys: which numbers; by default all that the records hold.
 
     Raises:
@@ -55,8 +55,6 @@ def training_curves(records: Records | Mapping[str, Records], *, keys: Sequence[
         figure.update_yaxes(range=_span(series.values()), **cell)
         for place, (name, run) in enumerate(runs.items()):
             values = series[name]
-            means = _running_mean(values, window)
-            style = looks[name]
             line = {
                 "x": [_finite(row.get("step", i)) for i, row in enumerate(run)],
                 "name": escape(name, 24),
@@ -64,21 +62,8 @@ def training_curves(records: Records | Mapping[str, Records], *, keys: Sequence[
                 "mode": "lines" if len(run) > 1 else "lines+markers",
                 **cell,
             }
-            figure.add_scatter(
-                **line,
-                y=values,
-                line={"color": style.colour, "width": 1},
-                opacity=0.4,
-                showlegend=False,
-                hoverinfo="skip",
-            )
-            figure.add_scatter(
-                **line,
-                y=means,
-                line={"color": style.colour, "width": 2.5, "dash": style.dash},
-                showlegend=named and at == 0,
-                hovertemplate=f"{escape(name, 24)}, step %{{x}}: %{{y:.3f}}<extra></extra>",
-            )
+            means = _running_mean(values, window)
+            _curve(figure, line, values, means, looks[name], in_legend=named and at == 0)
             known = [value for value in values if value is not None]
             if known:
                 first, last = number(fmean(known[:window])), number(fmean(known[-window:]))
@@ -106,6 +91,33 @@ def training_curves(records: Records | Mapping[str, Records], *, keys: Sequence[
     )
 
 
+def _curve(
+    figure: Any,
+    line: dict[str, Any],
+    values: Values,
+    means: Values,
+    style: Style,
+    *,
+    in_legend: bool,
+) -> None:
+    """One run in one panel: every step thin, the running mean bold."""
+    figure.add_scatter(
+        **line,
+        y=values,
+        line={"color": style.colour, "width": 1},
+        opacity=0.4,
+        showlegend=False,
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        **line,
+        y=means,
+        line={"color": style.colour, "width": 2.5, "dash": style.dash},
+        showlegend=in_legend,
+        hovertemplate=f"{line['name']}, step %{{x}}: %{{y:.3f}}<extra></extra>",
+    )
+
+
 def _numbers(runs: Mapping[str, Records]) -> list[str]:
     pairs = (pair for run in runs.values() for row in run for pair in row.items())
     found = dict.fromkeys(key for key, value in pairs if _finite(value) is not None)
@@ -118,7 +130,7 @@ def _finite(value: Any) -> float | None:
 
 
 def _span(series: Iterable[Values]) -> list[float] | None:
-    """The range of an axis; numbers that differ by rounding alone make a flat line."""
+    """The range of an axis; numbers that differ only by rounding make a flat line."""
     known = [value for values in series for value in values if value is not None]
     if not known:
         return None

@@ -1,4 +1,4 @@
-"""Policies beside each other: metrics with their intervals, and the strategies they use.
+"""Policies side by side: metrics with their intervals, and the strategies they use.
 
 The arguments are `Evaluation.to_json` dicts by policy name, as a run folder holds them.
 """
@@ -49,12 +49,12 @@ def comparison(evaluations: Evaluations, *, metrics: Sequence[str] = ()) -> View
         metrics: which; by default all accuracies, entropy, distinct strategies, length and rep-4.
 
     Raises:
-        ValueError: there is nothing to draw, or no evaluation has a metric that was asked for.
+        ValueError: there is nothing to draw, or no evaluation has a requested metric.
     """
     _check(evaluations, "metrics")
     known = list(dict.fromkeys(m for e in evaluations.values() for m in e["metrics"]))
     if missing := [metric for metric in metrics if metric not in known]:
-        raise ValueError(f"No evaluation has {', '.join(missing)}; choose of {', '.join(known)}.")
+        raise ValueError(f"No evaluation has {', '.join(missing)}; choose from {', '.join(known)}.")
     wanted = list(metrics) or [*filter(is_accuracy, known), *(m for m in OTHERS if m in known)]
     if not wanted:
         raise ValueError(f"Name the metrics to draw; the evaluations have {', '.join(known)}.")
@@ -149,7 +149,7 @@ def _marks(
     row: int,
     col: int,
 ) -> tuple[float, float]:
-    """Draw one row a metric; return the lowest and the highest end of an interval."""
+    """Draw one row per metric; return the lowest and the highest end of an interval."""
     ends: list[float] = []
     for place, (name, evaluation) in enumerate(evaluations.items()):
         measured = evaluation["metrics"]

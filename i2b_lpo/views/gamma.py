@@ -7,7 +7,7 @@ from math import isfinite, log
 
 import plotly.graph_objects as go
 
-from i2b_lpo.views.base import GRID, INK, MUTED, View, styled
+from i2b_lpo.views.base import GRID, INK, MUTED, Style, View, styled
 from i2b_lpo.views.categories import PALETTE
 from i2b_lpo.views.text import escape, number
 
@@ -60,27 +60,7 @@ at s = 2; constant from 0.50, never halved, 0.50 at s = 1.
         shown = "never halved"
         if half is not None:
             shown = f"half left at s = {number(half, 1)}"
-            figure.add_scatter(
-                x=[half, half],
-                y=[0, values[0] / 2],
-                mode="lines+markers+text",
-                line={"color": MUTED, "width": 1.2, "dash": "dot"},
-                marker={
-                    "symbol": style.symbol,
-                    "size": [0, 11],
-                    "color": style.colour,
-                    "opacity": 1,
-                    "line": {"color": INK, "width": 1.2},
-                },
-                text=["", f"  s = {number(half, 1)}"],
-                textposition="top right",
-                textfont={"size": 12},
-                name="markers: half of γ(0) is left",
-                legendrank=2000,
-                showlegend=not marked,
-                hoverinfo="skip",
-                cliponaxis=False,
-            )
+            _half_mark(figure, half, values[0] / 2, style, in_legend=not marked)
             marked = True
         last = f"{number(values[-1], 2)} at s = {len(values) - 1}"
         said.append(f"{name} from {number(values[0], 2)}, {shown}, {last}")
@@ -99,6 +79,33 @@ at s = 2; constant from 0.50, never halved, 0.50 at s = 1.
         figure,
         f"Strength γ(s) of z, s tokens after the fork: {'; '.join(said)}.",
         (("curve", "γ(0)", "half left at s", "γ at its end"), *table),
+    )
+
+
+def _half_mark(
+    figure: go.Figure, half: float, height: float, style: Style, *, in_legend: bool
+) -> None:
+    """A mark on the curve where half is left, with a line down to its s."""
+    figure.add_scatter(
+        x=[half, half],
+        y=[0, height],
+        mode="lines+markers+text",
+        line={"color": MUTED, "width": 1.2, "dash": "dot"},
+        marker={
+            "symbol": style.symbol,
+            "size": [0, 11],
+            "color": style.colour,
+            "opacity": 1,
+            "line": {"color": INK, "width": 1.2},
+        },
+        text=["", f"  s = {number(half, 1)}"],
+        textposition="top right",
+        textfont={"size": 12},
+        name="markers: half of γ(0) is left",
+        legendrank=2000,
+        showlegend=in_legend,
+        hoverinfo="skip",
+        cliponaxis=False,
     )
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from i2b_lpo.views.base import DIVERGING, heading, ink, shade
 from i2b_lpo.views.text import escape, number, signed
 
-__all__ = ["GREYS", "Array", "grid_height", "grid_of", "layer_axis", "panel"]
+__all__ = ["GREYS", "Array", "grid_height", "grid_of", "layer_axis", "outline", "panel"]
 
 Array = npt.NDArray[np.float64]
 
@@ -42,7 +42,7 @@ def grid_of(values: Any) -> Array:
     """`values` as (layers, heads).
 
     Raises:
-        ValueError: the shape is another one, or a number isn't finite.
+        ValueError: the shape is wrong, or a number isn't finite.
     """
     try:
         grid = np.asarray(values, dtype=np.float64)
@@ -132,3 +132,11 @@ def panel(
         col=col,
     )
     heading(figure, name, row=1, col=col)
+
+
+def outline(figure: Any, layer: int, head: int, col: int, **line: Any) -> None:
+    """A frame around one head of the panel in column `col`."""
+    figure.add_shape(
+        type="rect", x0=head - 0.5, x1=head + 0.5, y0=layer - 0.5, y1=layer + 0.5,
+        line=line, row=1, col=col,
+    )  # fmt: skip

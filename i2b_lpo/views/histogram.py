@@ -26,11 +26,11 @@ def entropy_histogram(
 ) -> View:
     """How the entropies H_t of all tokens are distributed, for one policy or several by name.
 
-    The share axis is a square root: most tokens are certain, and the few others are the point.
+    The share axis is a square root: most tokens are certain, and the point is the few others.
 
     Args:
         traces: of one policy, or name → traces.
-        words: tokens (without the blanks around them) that get a second, hatched series.
+        words: tokens (without surrounding blanks) that get a second, hatched series.
 
     Raises:
         ValueError: there is no group, or one has no tokens.
@@ -52,49 +52,91 @@ def entropy_histogram(
             f"{percent(fmean(h <= SURE for h in entropies))} at most {SURE} nat, "
             f"{percent(fmean(h > FORK for h in entropies))} above {FORK} nat"
         )
-        bars = {"x": [i + 0.08 + width * (place + 0.5) for i in range(BINS)], "hoverinfo": "text"}
-        figure.add_bar(
-            **bars,
-            y=[sqrt(share) or None for share in shares],
-            width=width * 0.94,
-            name=f"{escape(name, 24)}: {escape(summary)}",
-            text=[_label(share) for share in shares],
-            textposition="outside",
-            textfont={"size": 11},
-            textangle=0,
-            constraintext="none",
-            cliponaxis=False,
-            marker=hatched(looks[name]),
-            hovertext=_hover(name, shares),
-        )
+        x = [i + 0.08 + width * (place + 0.5) for i in range(BINS)]
+        _policy_bars(figure, name, summary, shares, x, width, looks[name])
         sentence = f"{name}: {len(pairs)} tokens, mean {number(fmean(entropies), 2)} nat, {summary}"
         if words:
             forks = [h for piece, h in pairs if piece.strip() in words]
             parts = columns[f"{name}, hatched"] = _shares(forks, len(pairs))
-            figure.add_bar(
-                **bars,
-                y=[sqrt(share) or None for share in parts],
-                width=width * 0.55,
-                name="hatched: " + escape(", ".join(words), 60),
-                legendrank=2000,  # after every policy
-                legendgroup="words",
-                showlegend=place == 0,
-                marker={
-                    "color": "white",
-                    "line": {"color": INK, "width": 1.2},
-                    "pattern": {
-                        "shape": STYLES["strategy words"].hatch,
-                        "fgcolor": INK,
-                        "bgcolor": "white",
-                        "size": 6,
-                        "solidity": 0.3,
-                    },
-                },
-                hovertext=_hover(", ".join(words), parts),
-            )
+            _word_bars(figure, words, parts, x, width, in_legend=place == 0)
             mean = f", mean {number(fmean(forks), 2)} nat" if forks else ""
             sentence += f"; {len(forks)} of the hatched words{mean}"
         sentences.append(sentence)
+    _zones(figure)
+    _frame(figure, len(groups) + bool(words), max(map(max, columns.values())))
+    return View(
+        figure,
+        "Distribution of token entropy: " + ". ".join(sentences) + ".",
+        (
+            ("H (nat)", *columns),
+            *((_range(i), *(percent(row[i], 2) for row in columns.values())) for i in range(BINS)),
+        ),
+    )
+
+
+def _policy_bars(
+    figure: go.Figure,
+    name: str,
+    summary: str,
+    shares: Sequence[float],
+    x: Sequence[float],
+    width: float,
+    style: Style,
+) -> None:
+    """A policy's bar in each range, with its share above it."""
+    figure.add_bar(
+        x=x,
+        y=[sqrt(share) or None for share in shares],
+        width=width * 0.94,
+        name=f"{escape(name, 24)}: {escape(summary)}",
+        text=[_label(share) for share in shares],
+        textposition="outside",
+        textfont={"size": 11},
+        textangle=0,
+        constraintext="none",
+        cliponaxis=False,
+        marker=hatched(style),
+        hovertext=_hover(name, shares),
+        hoverinfo="text",
+    )
+
+
+def _word_bars(
+    figure: go.Figure,
+    words: Collection[str],
+    shares: Sequence[float],
+    x: Sequence[float],
+    width: float,
+    *,
+    in_legend: bool,
+) -> None:
+    """The part of a policy's bars that the named words make, hatched in front of them."""
+    figure.add_bar(
+        x=x,
+        y=[sqrt(share) or None for share in shares],
+        width=width * 0.55,
+        name="hatched: " + escape(", ".join(words), 60),
+        legendrank=2000,  # after every policy
+        legendgroup="words",
+        showlegend=in_legend,
+        marker={
+            "color": "white",
+            "line": {"color": INK, "width": 1.2},
+            "pattern": {
+                "shape": STYLES["strategy words"].hatch,
+                "fgcolor": INK,
+                "bgcolor": "white",
+                "size": 6,
+                "solidity": 0.3,
+            },
+        },
+        hovertext=_hover(", ".join(words), shares),
+        hoverinfo="text",
+    )
+
+
+def _zones(figure: go.Figure) -> None:
+    """Lines where nearly certain tokens end and forks begin."""
     for edge, anchor, zone in ((SURE, "right", "nearly certain "), (FORK, "left", " forks")):
         at = EDGES.index(edge)
         figure.add_vline(x=at, line={"color": MUTED, "dash": "dot", "width": 1.5})
@@ -108,7 +150,10 @@ def entropy_histogram(
             showarrow=False,
             font={"color": MUTED},
         )
-    entries = len(groups) + bool(words)
+
+
+def _frame(figure: go.Figure, entries: int, most: float) -> None:
+    """Title and axes, with room for the legend's entries and the largest share."""
     styled(
         figure,
         title="Token entropy: share of all tokens in each range, in &#37;",
@@ -127,16 +172,8 @@ def entropy_histogram(
             "title": {"text": "share of tokens (square-root scale)"},
             "tickvals": [sqrt(share) for share in SHARES],
             "ticktext": [escape(percent(share, 0)) for share in SHARES],
-            "range": [0, min(1.08, 1.15 * sqrt(max(map(max, columns.values()))))],
+            "range": [0, min(1.08, 1.15 * sqrt(most))],
         },
-    )
-    return View(
-        figure,
-        "Distribution of token entropy: " + ". ".join(sentences) + ".",
-        (
-            ("H (nat)", *columns),
-            *((_range(i), *(percent(row[i], 2) for row in columns.values())) for i in range(BINS)),
-        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""Where the trajectories of a tree stand: which below which, and which forks lead there."""
+"""Where the trajectories of a tree are drawn: their order, and which forks lead to them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from i2b_lpo.trace import Trace
 
-__all__ = ["Fork", "forks_of", "lanes_of", "nesting", "order_of"]
+__all__ = ["Fork", "Layout", "forks_of", "lanes_of", "layout_of", "nesting", "order_of"]
 
-ROOM = 0.4  # lanes are 1 apart, and so much more before a root
+ACROSS = 640  # pixels of the token axis in a notebook, about
+ROOM = 0.4  # lanes are 1 apart, and this much more before a root
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,37 @@ class Fork:
     t: int
     entropy: float | None
     members: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything of a tree stands.
+
+    Attributes:
+        forks: in the order of their branch sets.
+        order: the trajectories from top to bottom.
+        lane: trajectory → its height, from 0 down, in this order.
+        longest: tokens of the longest trajectory, at least 1.
+        pixel: tokens in one pixel.
+        stems: (parent, t) of each fork → where its line goes down, in tokens.
+    """
+
+    forks: list[Fork]
+    order: list[int]
+    lane: dict[int, float]
+    longest: int
+    pixel: float
+    stems: dict[tuple[int, int], float]
+
+
+def layout_of(trace: Trace) -> Layout:
+    """The layout of a tree of at least one trajectory."""
+    forks = forks_of(trace)
+    order = order_of(trace, forks)
+    longest = max(1, *map(len, trace.rollouts))
+    pixel = longest / ACROSS
+    stems = {(f.parent, f.t): f.t - 9 * pixel * nesting(forks, f) for f in forks}
+    return Layout(forks, order, lanes_of(trace, order), longest, pixel, stems)
 
 
 def forks_of(trace: Trace) -> list[Fork]:
@@ -36,7 +68,7 @@ def forks_of(trace: Trace) -> list[Fork]:
 
 
 def order_of(trace: Trace, forks: Sequence[Fork]) -> list[int]:
-    """The trajectories from top to bottom; later forks stand closer, so that no lines cross."""
+    """The trajectories from top to bottom; later forks are closer, so that no lines cross."""
     below: dict[int, list[Fork]] = defaultdict(list)
     for fork in sorted(forks, key=lambda f: -f.t):
         below[fork.parent].append(fork)
@@ -61,6 +93,6 @@ def lanes_of(trace: Trace, order: Sequence[int]) -> dict[int, float]:
 
 
 def nesting(forks: Sequence[Fork], fork: Fork) -> int:
-    """How many rounds of forks at the same token follow: so far left its line stands."""
+    """How many rounds of forks at the same token follow: how far left its line is."""
     inner = [f for f in forks if f.parent in fork.members and f.t == fork.t]
     return 1 + max(nesting(forks, f) for f in inner) if inner else 0

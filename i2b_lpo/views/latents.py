@@ -29,19 +29,19 @@ def latent_map(
 ) -> View:
     """Latents on their first two principal axes, coloured and shaped by label.
 
-    Latents of two dimensions are drawn as they are. A large marker with its name stands at the
-    mean of each label. "Between the labels" is the share of the latents' whole variance that lies
-    between these means, all dimensions counted: near 0 if z knows nothing of the label.
+    Two-dimensional latents are drawn as they are. A large marker with its name is at the mean of
+    each label. "Between the labels" is the share of the latents' total variance that lies between
+    these means, counting all dimensions: near 0 if z knows nothing about the label.
 
     Args:
-        points: one latent a row, ``(n, d_z)`` with n ≥ 2 and d_z ≥ 2.
-        labels: what each is coloured by, such as the strategy of its trajectory.
+        points: one latent per row, ``(n, d_z)`` with n ≥ 2 and d_z ≥ 2.
+        labels: what colours each of them, such as the strategy of its trajectory.
         here: a latent to mark, ``(d_z,)``; axes and shares don't depend on it.
         title: above the figure; plain text.
 
     Raises:
         ValueError: wrong shape, a number that isn't finite, latents that are all equal, not one
-            label for each, or too many labels to tell apart.
+            label per latent, or too many labels to tell apart.
     """
     z = _latents(points, labels)
     marked = None if here is None else _marked(here, z.shape[1])
@@ -65,21 +65,7 @@ def latent_map(
         between += len(rows) * float(np.square(centred[rows].mean(0)).sum()) / total
         mean = place[rows].mean(0)
         centres.append((name, style, float(mean[0]), float(mean[1])))
-        figure.add_scatter(
-            x=place[rows, 0].tolist(),
-            y=place[rows, 1].tolist(),
-            mode="markers",
-            name=f"{escape(name, 24)} ({len(rows)})",
-            marker={
-                "color": style.colour,
-                "symbol": style.symbol,
-                "size": 8,
-                "opacity": 0.75,
-                "line": {"color": INK, "width": 0.6},
-            },
-            hovertext=[_hover(name, z[row]) for row in rows],
-            hoverinfo="text",
-        )
+        _points(figure, name, style, place[rows], z[rows])
         shown = tuple(signed(float(value), 2) for value in mean)
         said.append(f"{name} {len(rows)}, mean ({', '.join(shown)})")
         table.append((name, str(len(rows)), *shown))
@@ -134,6 +120,25 @@ def _marked(here: Sequence[float] | npt.NDArray[Any], d_z: int) -> Array:
     return z
 
 
+def _points(figure: go.Figure, name: str, style: Style, place: Array, z: Array) -> None:
+    """The latents of one label: `place` (n, 2) on the map, `z` (n, d_z) to point at."""
+    figure.add_scatter(
+        x=place[:, 0].tolist(),
+        y=place[:, 1].tolist(),
+        mode="markers",
+        name=f"{escape(name, 24)} ({len(z)})",
+        marker={
+            "color": style.colour,
+            "symbol": style.symbol,
+            "size": 8,
+            "opacity": 0.75,
+            "line": {"color": INK, "width": 0.6},
+        },
+        hovertext=[_hover(name, latent) for latent in z],
+        hoverinfo="text",
+    )
+
+
 def _mark(figure: go.Figure, x: float, y: float) -> None:
     """A ring with a cross, which no label has; white below, so that it shows on any point."""
     for colour, width in (("white", 7), (INK, 3)):
@@ -166,14 +171,15 @@ def _hover(name: str, z: Array) -> str:
 
 
 def kl_bars(kl_per_dimension: Sequence[float], active: Sequence[bool]) -> View:
-    """KL(Q‖P) of each dimension of z in nats; hatched and marked where the dimension is unused.
+    """KL(Q‖P) of each dimension of z in nats; hatched and marked if the dimension is unused.
 
     Args:
         kl_per_dimension: mean over the examples, d_z numbers from 0 up.
         active: whether each dimension varies with the example (`probe.active_units`).
 
     Raises:
-        ValueError: there is no dimension, not one flag for each, or a KL below 0 or not finite.
+        ValueError: there is no dimension, not one flag per dimension, or a bad KL (below 0 or not
+            finite).
     """
     nats, flags = list(map(float, kl_per_dimension)), list(map(bool, active))
     if not nats or len(nats) != len(flags):

@@ -111,7 +111,7 @@ def training_step(*, here: Collection[int] = ()) -> View:
 
 
 def _place(at: int) -> tuple[float, float]:
-    """Centre of a box: there in the upper row, back in the lower one, so that the step closes."""
+    """Centre of a box: right in the upper row, back left in the lower, so that the step closes."""
     return (at, 0) if at < ACROSS else (2 * ACROSS - 1 - at, -1)
 
 

@@ -24,16 +24,19 @@ WRAP = 60  # characters in a row
 NARROWEST = 36  # characters across, so that short lines don't become wide boxes
 NAMED = 8  # tokens that the words name
 
+Place = tuple[float, int]
+"""A token's left end and its row."""
+
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number of nats that each token has, and how a strip shows it."""
+    """A per-token quantity in nats, and how a strip shows it."""
 
     name: str
     symbol: str
     values: Callable[[Rollout], Sequence[float]]
     threshold: float  # by default
-    levels: tuple[float, ...]  # of the scale; beyond the last one the colour stays
+    levels: tuple[float, ...]  # of the scale; beyond the last one the colour stays the same
     scale: list[list[Any]]
 
 
@@ -57,7 +60,7 @@ QUANTITIES = {
 def entropy_strip(
     trace: Trace, index: int = 0, *, threshold: float | None = None, quantity: str = "entropy"
 ) -> View:
-    """The tokens of one rollout, each coloured by its entropy H_t; one row a line of text.
+    """The tokens of one rollout, each coloured by its entropy H_t; one row per line of text.
 
     Cells above the threshold also have an outline and a ▼.
 
@@ -84,9 +87,7 @@ def entropy_strip(
     places, lines = _places(rollout.pieces, widths)
     values = shows.values(rollout)
     forks = [t for t, value in enumerate(values) if value > threshold]
-    colours = [shade(value / shows.levels[-1], shows.scale) for value in values]
     numbers = list(zip(rollout.pieces, rollout.entropies, rollout.logprobs_t1, strict=True))
-    rows = places[-1][1] + 1
     figure = go.Figure()
     figure.add_bar(
         orientation="h",
@@ -94,23 +95,14 @@ def entropy_strip(
         x=[width - 0.12 for width in widths],
         y=[row for _, row in places],
         width=0.72,
-        text=[escape(glyph) for glyph in glyphs],
-        textposition="inside",
-        insidetextanchor="middle",
-        constraintext="none",
-        textangle=0,
-        insidetextfont={"family": MONO, "color": list(map(ink, colours))},
         hovertext=[
             f"<b>{escape(repr(piece), 60)}</b><br>H = {h:.3f} nat<br>log π = {logp:.3f} nat"
             f"<br>token {t}"
             for t, (piece, h, logp) in enumerate(numbers)
         ],
         hoverinfo="text",
-        marker={
-            "color": colours,
-            "line": {"color": INK, "width": [2.5 * (value > threshold) for value in values]},
-        },
         showlegend=False,
+        **_cells(glyphs, values, threshold, shows),
     )
     figure.add_scatter(
         x=[places[t][0] + widths[t] / 2 for t in forks],
@@ -122,26 +114,9 @@ def entropy_strip(
         showlegend=True,
     )
     _scale(figure, shows)
-    first = {row: t for t, (_, row) in reversed(list(enumerate(places)))}
-    question = textwrap.wrap(visible(trace.question.text, 300), 90)
     told = f", {shows.name} {shows.symbol}" * (shows is not ENTROPY)
-    title = "<br>".join([*map(escape, question), f"rollout {index}, {outcome(rollout)}{told}"])
     across = max(x + width for (x, _), width in zip(places, widths, strict=True))
-    styled(
-        figure,
-        title=title,
-        height=max(250, 88 + 20 * len(question) + 32 * rows),
-        margin={"l": 50, "t": 62 + 20 * len(question), "b": 16},
-        xaxis={"visible": False, "range": [0, max(NARROWEST, across)]},
-        yaxis={
-            "range": [rows - 0.45, -0.75],
-            "tickvals": list(first),
-            "ticktext": [str(t) for t in first.values()],
-            "tickfont": {"color": MUTED},
-            "title": {"text": "t of the row's first token", "font": {"size": 12}},
-            "showgrid": False,
-        },
-    )
+    _frame(figure, trace, f"rollout {index}, {outcome(rollout)}{told}", places, across)
     return View(
         figure,
         f"{shows.name.capitalize()} of rollout {index} ({outcome(rollout)}): {len(rollout)} "
@@ -154,6 +129,49 @@ def entropy_strip(
                 for t, (piece, h, logp) in enumerate(numbers)
             ),
         ),
+    )
+
+
+def _cells(
+    glyphs: Sequence[str], values: Sequence[float], threshold: float, shows: Quantity
+) -> dict[str, Any]:
+    """Text, colour and outline of each token's cell."""
+    colours = [shade(value / shows.levels[-1], shows.scale) for value in values]
+    return {
+        "text": [escape(glyph) for glyph in glyphs],
+        "textposition": "inside",
+        "insidetextanchor": "middle",
+        "constraintext": "none",
+        "textangle": 0,
+        "insidetextfont": {"family": MONO, "color": list(map(ink, colours))},
+        "marker": {
+            "color": colours,
+            "line": {"color": INK, "width": [2.5 * (value > threshold) for value in values]},
+        },
+    }
+
+
+def _frame(
+    figure: go.Figure, trace: Trace, title: str, places: Sequence[Place], across: float
+) -> None:
+    """The question as title, and at the left of each row its first token's number."""
+    first = {row: t for t, (_, row) in reversed(list(enumerate(places)))}
+    rows = places[-1][1] + 1
+    question = textwrap.wrap(visible(trace.question.text, 300), 90)
+    styled(
+        figure,
+        title="<br>".join([*map(escape, question), title]),
+        height=max(250, 88 + 20 * len(question) + 32 * rows),
+        margin={"l": 50, "t": 62 + 20 * len(question), "b": 16},
+        xaxis={"visible": False, "range": [0, max(NARROWEST, across)]},
+        yaxis={
+            "range": [rows - 0.45, -0.75],
+            "tickvals": list(first),
+            "ticktext": [str(t) for t in first.values()],
+            "tickfont": {"color": MUTED},
+            "title": {"text": "t of the row's first token", "font": {"size": 12}},
+            "showgrid": False,
+        },
     )
 
 
@@ -201,9 +219,9 @@ def _width(glyphs: str) -> float:
     return max(2.0, len(glyphs) + wide + 0.6)
 
 
-def _places(pieces: Sequence[str], widths: Sequence[float]) -> tuple[list[tuple[float, int]], int]:
-    """Left end and row of each token, and the number of lines of text."""
-    places: list[tuple[float, int]] = []
+def _places(pieces: Sequence[str], widths: Sequence[float]) -> tuple[list[Place], int]:
+    """The place of each token, and the number of lines of text."""
+    places: list[Place] = []
     x, row, lines = 0.0, 0, 1
     for at, width in enumerate(widths):
         ended = at > 0 and "\n" in pieces[at - 1]
@@ -216,7 +234,7 @@ def _places(pieces: Sequence[str], widths: Sequence[float]) -> tuple[list[tuple[
 
 
 def outcome(rollout: Rollout) -> str:
-    """Correct, wrong or the reward between, in words."""
+    """Correct, wrong or the reward in between, in words."""
     if rollout.reward is None:
         return "not verified"
     if rollout.correct:

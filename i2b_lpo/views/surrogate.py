@@ -1,10 +1,11 @@
-"""One token's term of the loss: what the clips leave of it, and where they stop the learning."""
+"""One token's term of the loss: what the clips leave of it, and where they stop learning."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from math import isfinite
+from typing import Any
 
 from plotly.subplots import make_subplots
 
@@ -18,13 +19,13 @@ _FLAT = 1e-6
 
 
 def surrogate(ratios: Sequence[float], terms: Mapping[float, Sequence[float]]) -> View:
-    """The surrogate of one token against ρ, a panel for each advantage A; grey where it is flat.
+    """The surrogate of one token against ρ, one panel per advantage A; grey where it is flat.
 
-    Where the term is flat its gradient is 0: the token teaches nothing there. The dashed line is
+    Where the term is flat, its gradient is 0: the token teaches nothing there. The dashed line is
     ρ A, the term without any clip.
 
     Args:
-        ratios: values of ρ = π_θ / π_old, growing; kinks show where they stand.
+        ratios: values of ρ = π_θ / π_old, increasing; include those where the term has kinks.
         terms: advantage A, not 0 → the term of J at each ratio, as the loss computes it.
 
     Raises:
@@ -48,55 +49,13 @@ def surrogate(ratios: Sequence[float], terms: Mapping[float, Sequence[float]]) -
     sentences = []
     table = []
     for col, (advantage, values) in enumerate(terms.items(), start=1):
-        cell = {"row": 1, "col": col}
-        name = f"A = {signed(advantage, 2)}"
         pieces = _pieces(ratios, values)
-        figure.add_scatter(
-            x=list(ratios),
-            y=[ratio * advantage for ratio in ratios],
-            mode="lines",
-            line={"color": MUTED, "width": 1.5, "dash": "dash"},
-            hoverinfo="skip",
-            **cell,
-        )
-        figure.add_scatter(
-            x=list(ratios),
-            y=list(values),
-            mode="lines",
-            line={"color": shade(float(advantage > 0), DIVERGING), "width": 4},
-            hovertemplate=f"{escape(name)}, ρ %{{x:.2f}}: %{{y:.2f}}<extra></extra>",
-            **cell,
-        )
-        # After the curves: plotly draws no shape in a panel that is still empty.
+        _panel(figure, col, ratios, advantage, values, pieces)
         for start, end, way in pieces:
-            if way == "flat":
-                figure.add_vrect(
-                    x0=ratios[start],
-                    x1=ratios[end],
-                    fillcolor=NEUTRAL,
-                    opacity=0.5,
-                    line_width=0,
-                    layer="below",
-                    **cell,
-                )
-        low, high = min(values), max(values)
-        room = 0.35 * (high - low) or 1.0
-        figure.update_yaxes(range=[low - room, high + room], **cell)
-        figure.update_xaxes(
-            title_text="ρ = π<sub>θ</sub> / π<sub>old</sub>", range=[ratios[0], ratios[-1]], **cell
-        )
-        figure.add_vline(x=1, line={"color": INK, "width": 1, "dash": "dot"}, **cell)
-        heading(figure, escape(name), **cell)
-        table += [
-            (
-                signed(advantage, 2),
-                way,
-                *(number(ratios[at], 2) for at in (start, end)),
-                *(signed(values[at], 2) for at in (start, end)),
-            )
-            for start, end, way in pieces
-        ]
-        sentences.append(f"{name} {_words(ratios, values, pieces)}")
+            ends = (number(ratios[at], 2) for at in (start, end))
+            heights = (signed(values[at], 2) for at in (start, end))
+            table.append((signed(advantage, 2), way, *ends, *heights))
+        sentences.append(f"A = {signed(advantage, 2)} {_words(ratios, values, pieces)}")
     height = 380
     styled(
         figure,
@@ -112,6 +71,55 @@ def surrogate(ratios: Sequence[float], terms: Mapping[float, Sequence[float]]) -
         + ".",
         (("advantage", "way", "from ρ", "to ρ", "from value", "to value"), *table),
     )
+
+
+def _panel(
+    figure: Any,
+    col: int,
+    ratios: Sequence[float],
+    advantage: float,
+    values: Sequence[float],
+    pieces: list[tuple[int, int, str]],
+) -> None:
+    """One advantage: the term bold, ρ A dashed, and grey where the term is flat."""
+    cell = {"row": 1, "col": col}
+    name = escape(f"A = {signed(advantage, 2)}")
+    figure.add_scatter(
+        x=list(ratios),
+        y=[ratio * advantage for ratio in ratios],
+        mode="lines",
+        line={"color": MUTED, "width": 1.5, "dash": "dash"},
+        hoverinfo="skip",
+        **cell,
+    )
+    figure.add_scatter(
+        x=list(ratios),
+        y=list(values),
+        mode="lines",
+        line={"color": shade(float(advantage > 0), DIVERGING), "width": 4},
+        hovertemplate=f"{name}, ρ %{{x:.2f}}: %{{y:.2f}}<extra></extra>",
+        **cell,
+    )
+    # After the curves: plotly draws no shape in a panel that is still empty.
+    for start, end, way in pieces:
+        if way == "flat":
+            figure.add_vrect(
+                x0=ratios[start],
+                x1=ratios[end],
+                fillcolor=NEUTRAL,
+                opacity=0.5,
+                line_width=0,
+                layer="below",
+                **cell,
+            )
+    low, high = min(values), max(values)
+    room = 0.35 * (high - low) or 1.0
+    figure.update_yaxes(range=[low - room, high + room], **cell)
+    figure.update_xaxes(
+        title_text="ρ = π<sub>θ</sub> / π<sub>old</sub>", range=[ratios[0], ratios[-1]], **cell
+    )
+    figure.add_vline(x=1, line={"color": INK, "width": 1, "dash": "dot"}, **cell)
+    heading(figure, name, **cell)
 
 
 def _pieces(ratios: Sequence[float], values: Sequence[float]) -> list[tuple[int, int, str]]:

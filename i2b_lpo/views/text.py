@@ -1,4 +1,4 @@
-"""Text and numbers for figures and pages: nothing hidden, nothing that acts, nothing unrounded."""
+"""Text and numbers for figures and pages: nothing hidden, nothing active, nothing unrounded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def number(value: float | None, digits: int | None = None) -> str:
 
     Args:
         value: finite, or None.
-        digits: after the point; by default as many as its size calls for.
+        digits: after the point; by default as many as its size needs.
 
     Example:
         >>> number(-0.0001, 2), number(0.12345), number(1234.56), number(4e-5), number(None)

@@ -21,7 +21,7 @@ def next_word(
     *,
     title: str = "The next word, with z and without",
 ) -> View:
-    """Two bars for each word: its probability with z and without, and what is left for any other.
+    """Two bars per word: its probability with z and without, and what is left for any other.
 
     Args:
         with_z: word → π(word|c, z), from 0 to 1 and at most 1 in all.

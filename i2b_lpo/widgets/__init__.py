@@ -1,7 +1,7 @@
 """Views with controls: each widget is an object with named parts that show and change one thing.
 
-A widget ends a cell like a view does; without a running kernel its figure and its words are left.
-Torch is imported when a policy is first asked, so a saved trace is explored without it.
+A widget ends a cell as a view does; without a running kernel its figure and its words remain. Torch
+is imported when a policy is first used, so you can explore a saved trace without it.
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ __all__ = ["Clickable", "Note", "Shown", "Widget", "control", "row", "table"]
 class Widget(ABC):
     """Controls around views.
 
-    In Jupyter it shows `panel`; its text form is `describe()`. Where there is no kernel, the figure
-    of `view` stands for it.
+    In Jupyter it shows `panel`; its text form is `describe()`. Without a kernel, the figure of
+    `view` represents it.
 
     Attributes:
-        panel: all of it, an ipywidgets box.
-        note: the sentence that tells what is going on, or what went wrong.
+        panel: the whole widget, an ipywidgets box.
+        note: the sentence that says what is going on, or what went wrong.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Widget(ABC):
         return visible(self.describe())
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        # Frontends take the live panel; what can't show it takes the figure, or the words.
+        # Frontends show the live panel; those that can't show the figure, or the words.
         shown = self.view
         still: dict[str, Any] = {} if shown is None else shown._repr_mimebundle_()
         live: dict[str, Any] = self.panel._repr_mimebundle_()
@@ -62,7 +62,7 @@ class Widget(ABC):
 
     @contextmanager
     def working(self, button: Any, sentence: str) -> Iterator[None]:
-        """Show `sentence` and disable `button` meanwhile; wrong input becomes a sentence too."""
+        """Show `sentence` and disable `button` meanwhile; bad input becomes a sentence too."""
         button.disabled = True
         self.note.say(sentence)
         try:
@@ -86,13 +86,13 @@ def control(kind: Callable[..., Any], description: str, tooltip: str, **traits: 
 
 
 def row(*children: Any) -> ipywidgets.Box:
-    """Controls beside each other, below each other where there is no room."""
+    """Controls side by side, or below each other where there is no room."""
     layout = {"display": "flex", "flex_flow": "row wrap", "width": "100%"}
     return ipywidgets.Box(children, layout=layout)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of plain text, the first as header; JupyterLab alone sets no space between cells."""
+    """Rows of plain text, the first as header; JupyterLab itself puts no space between cells."""
     return markup.table(rows, style="border-collapse:separate;border-spacing:16px 0")
 
 
@@ -102,11 +102,11 @@ class Note(ipywidgets.HTML):  # type: ignore[misc]
     text = ""
 
     def say(self, sentence: str) -> None:
-        """Tell what is going on; "" for nothing."""
+        """Say what is going on; "" for nothing."""
         self._show(sentence, "")
 
     def warn(self, sentence: str) -> None:
-        """Tell what is wrong and what to do."""
+        """Say what is wrong and what to do."""
         self._show(sentence, "⚠ ")
 
     def _show(self, sentence: str, mark: str) -> None:
@@ -120,7 +120,7 @@ class Shown(ipywidgets.Output):  # type: ignore[misc]
     """A place for views that only show."""
 
     def show(self, *views: View) -> None:
-        """Put these views in the place of what was there."""
+        """Replace what was there with these views."""
         bundles = [view._repr_mimebundle_() for view in views]
         self.outputs = tuple(
             {"output_type": "display_data", "data": bundle, "metadata": {}} for bundle in bundles
@@ -130,7 +130,7 @@ class Shown(ipywidgets.Output):  # type: ignore[misc]
 class Clickable(ipywidgets.Box):  # type: ignore[misc]
     """A place for a view whose points answer a click.
 
-    A click can't be made with a keyboard, so each one only sets the value of a control beside it.
+    A keyboard can't click, so each click only sets the value of a control next to it.
     """
 
     def __init__(self, on_click: Callable[[float, float, bool], None]) -> None:
@@ -144,7 +144,7 @@ class Clickable(ipywidgets.Box):  # type: ignore[misc]
         return figure
 
     def show(self, view: View) -> None:
-        """Put this view in the place of what was there."""
+        """Replace what was there with this view."""
         still = Shown()
         still.show(view)
         figure = LiveFigure(view.figure, still)

@@ -33,15 +33,15 @@ def explore(trace: Trace) -> BranchExplorer:
 
 
 class BranchExplorer(Widget):
-    """Grow a tree, choose a trajectory in it, compare it with another one.
+    """Grow a tree, choose a trajectory in it, compare it with another.
 
-    A click on a lane, or `first`, chooses the trajectory that is shown; a click with Shift, or
-    `second`, the one beside it.
+    A click on a lane, or `first`, chooses the trajectory to show; a Shift-click, or `second`, the
+    one next to it.
 
     Args:
         policy: grows the trees; without it a saved trace is only read.
         steering: the policy's latents, for branches with z.
-        trace: the tree to begin with; by default one is grown from the controls as they are.
+        trace: the tree to start with; by default one is grown from the initial controls.
         questions: what can be chosen; by default the running example and some of the bundled task.
         max_new_tokens: length limit of a trajectory.
         seed: of the first tree.
@@ -256,7 +256,7 @@ class BranchExplorer(Widget):
         return self._view
 
     def describe(self) -> str:
-        """The controls, the tree, and what is told of the chosen trajectories."""
+        """The controls, the tree, and what is known about the chosen trajectories."""
         trace = self.trace
         if trace is None or self._view is None:
             return f"Branch explorer: no tree yet. {self.note.text}".strip()
@@ -283,7 +283,7 @@ def _name(trace: Trace, i: int) -> str:
 
 
 def _facts(trace: Trace, i: int) -> list[str]:
-    """What is known of a trajectory beside its text, as plain phrases."""
+    """What is known about a trajectory besides its text, as plain phrases."""
     rollout, branch, score = trace.rollouts[i], trace.rollouts[i].branch, trace.rollouts[i].score
     cut = "" if rollout.finished else ", cut off"
     facts = [f"{len(rollout)} tokens{cut}"]
@@ -305,7 +305,7 @@ def _facts(trace: Trace, i: int) -> list[str]:
 
 
 def _detail(trace: Trace, i: int, common: int) -> str:
-    """A trajectory as HTML: its facts and its text, of which the common part is pale."""
+    """A trajectory as HTML: its facts and its text, with the common part pale."""
     pieces = trace.rollouts[i].pieces
     before = "".join(pieces[:common])
     after = "".join(pieces[common:])
@@ -319,7 +319,7 @@ def _detail(trace: Trace, i: int, common: int) -> str:
 
 
 def _common(trace: Trace, one: int, other: int) -> int:
-    """Number of tokens with which both begin."""
+    """Number of tokens that both begin with."""
     pairs = zip(trace.rollouts[one].ids, trace.rollouts[other].ids, strict=False)
     return next((t for t, (a, b) in enumerate(pairs) if a != b), _shorter(trace, one, other))
 

@@ -15,7 +15,7 @@ __all__ = ["GammaDesigner"]
 
 
 class GammaDesigner(Widget):
-    r"""Sliders for γ(s) = γ_0 exp(−s/s_0), or constant, and what it makes of the slot's weight.
+    r"""Sliders for γ(s) = γ_0 exp(−s/s_0), or constant, and the slot's weight that results.
 
     A head whose score of the slot lies :math:`\delta` above the logsumexp of its tokens' scores
     gives the slot the share :math:`g(s) = \mathrm{sigmoid}(\delta + \log\gamma(s))` (METHOD §4).

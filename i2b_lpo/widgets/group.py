@@ -29,7 +29,7 @@ class GroupDesigner(Widget):
     same at A = 1: :math:`m_{it} / (D n_i)` (METHOD §6).
 
     Args:
-        trace: the group to begin with.
+        trace: the group to start with.
         max_new_tokens: L, length limit of a rollout.
 
     Attributes:

@@ -31,11 +31,11 @@ class HeadExplorer(Widget):
     A click on a cell of the grid, or `layer` and `head`, chooses the head.
 
     Args:
-        policy: whose heads; its weights are read with the attention "eager", then it is as before.
-        steering: the policy's latents, of a fusion with a slot.
+        policy: whose heads; its weights are read with "eager" attention, then it is restored.
+        steering: the policy's latents, with a fusion that has a slot.
         latents: name → z, (d_z,); by default three draws from the prior at the fork.
         question: the question's text.
-        prefix: what stands before the fork.
+        prefix: what comes before the fork.
         continuation: what follows it.
 
     Attributes:
@@ -81,26 +81,7 @@ class HeadExplorer(Widget):
         if not latents:
             raise ValueError("Give the head explorer at least one latent.")
         self._latents = dict(latents)
-        layers = policy.model.config.num_hidden_layers
-        heads = policy.model.config.num_attention_heads
-        self.latent = control(
-            ipywidgets.Dropdown, "z", "Which latent acts",
-            options=[(visible(name, 40), name) for name in self._latents],
-        )  # fmt: skip
-        self.gamma = control(
-            ipywidgets.FloatSlider, "γ_0", "Strength of z at the fork",
-            min=0, max=1, step=0.05, value=steering.strength.gamma, continuous_update=False,
-        )  # fmt: skip
-        self.since = control(
-            ipywidgets.IntSlider, "s, tokens since", "Which row: 0 decides the token at the fork",
-            min=0, max=len(self._ids) - self._p, continuous_update=False,
-        )  # fmt: skip
-        self.layer = control(
-            ipywidgets.IntSlider, "Layer", "Which layer; or click the grid", max=layers - 1
-        )
-        self.head = control(
-            ipywidgets.IntSlider, "Head", "Which head of it; or click the grid", max=heads - 1
-        )
+        self._make_controls()
         self.grid, self.detail = Clickable(self._clicked), Shown()
         self._without = self._attend(None)
         for part in (self.latent, self.gamma):
@@ -119,6 +100,28 @@ class HeadExplorer(Widget):
         slot = self._with[:, :, 0, 0]
         at = divmod(int((slot - 0.5).abs().argmin()), slot.shape[1])
         self.layer.value, self.head.value = at
+
+    def _make_controls(self) -> None:
+        layers = self._policy.model.config.num_hidden_layers
+        heads = self._policy.model.config.num_attention_heads
+        self.latent = control(
+            ipywidgets.Dropdown, "z", "Which latent acts",
+            options=[(visible(name, 40), name) for name in self._latents],
+        )  # fmt: skip
+        self.gamma = control(
+            ipywidgets.FloatSlider, "γ_0", "Strength of z at the fork",
+            min=0, max=1, step=0.05, value=self._steering.strength.gamma, continuous_update=False,
+        )  # fmt: skip
+        self.since = control(
+            ipywidgets.IntSlider, "s, tokens since", "Which row: 0 decides the token at the fork",
+            min=0, max=len(self._ids) - self._p, continuous_update=False,
+        )  # fmt: skip
+        self.layer = control(
+            ipywidgets.IntSlider, "Layer", "Which layer; or click the grid", max=layers - 1
+        )
+        self.head = control(
+            ipywidgets.IntSlider, "Head", "Which head of it; or click the grid", max=heads - 1
+        )
 
     def _attend(self, injection: Injection | None) -> Tensor:
         """Weights of the rows from p−1 on, (layers, heads, rows, 1 + T); column 0 is the slot."""
@@ -193,7 +196,7 @@ class HeadExplorer(Widget):
 
 @contextmanager
 def _eager(model: Any) -> Iterator[None]:
-    """Let the model give out its attention weights; afterwards it attends as before."""
+    """Let the model return its attention weights; afterwards it attends as before."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:

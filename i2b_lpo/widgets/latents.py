@@ -34,26 +34,26 @@ class LatentExplorer(Widget):
     """A latent z between two strategies or from the prior, and the word at the fork with it.
 
     Between two, z = (1 − share) z_from + share z_to, where a strategy's z is the mean of its
-    latents, the large marker of the map. A click on the map, or `second`, chooses the strategy to
-    go to; with Shift, or `first`, the one to start from.
+    latents, the large marker on the map. A click on the map, or `second`, chooses the strategy to
+    go to; a Shift-click, or `first`, the one to start from.
 
     Args:
         policy: whose words.
         steering: the policy's latents.
         latents: strategy → its latents, (n, d_z), or one of (d_z,); at least two strategies.
-        between: the strategies of share 0 and 1 at first; by default the first two strategies.
+        between: the strategies of share 0 and 1 initially; by default the first two strategies.
         question: the question's text.
         prefix: the answer up to the fork.
-        words: what may be said there; by default the bundled task's strategies.
+        words: the possible words there; by default the bundled task's strategies.
 
     Attributes:
         source, first, second, share, gamma, seed, draw: the controls.
-        z: the present latent, (d_z,).
+        z: the current latent, (d_z,).
         with_z, without_z: π(word|c, z) and π(word|c) by word.
 
     Raises:
-        ValueError: fewer than two strategies, too many to tell apart or an unknown one; latents of
-            another shape, not finite or all equal; words that are empty or begin another one.
+        ValueError: fewer than two strategies, too many to tell apart or an unknown one; latents
+            with a wrong shape, not finite or all equal; words that are empty or begin another one.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class LatentExplorer(Widget):
         self._latents = _checked(latents, steering)
         if unknown := [name for name in between or () if name not in self._latents]:
             known = ", ".join(map(repr, self._latents))
-            raise ValueError(f"There are no latents of {unknown[0]!r}; choose of {known}.")
+            raise ValueError(f"There are no latents of {unknown[0]!r}; choose from {known}.")
         asked = Question("typed", question or example.QUESTION.text, "", "")
         texts = [example.PREFIX if prefix is None else prefix, *words]
         before, *ids = (policy.tokenizer.encode(text, add_special_tokens=False) for text in texts)
@@ -209,7 +209,7 @@ class LatentExplorer(Widget):
 
 
 def _checked(latents: Mapping[str, Tensor], steering: Steering) -> dict[str, Tensor]:
-    """Each strategy's latents as (n, d_z), in the precision and place of the fusion."""
+    """Each strategy's latents as (n, d_z), in the fusion's precision and on its device."""
     import torch
 
     if len(latents) < 2:

@@ -1,14 +1,14 @@
-"""A plotly figure whose clicks reach Python, and the way it comes onto the page.
+"""A plotly figure whose clicks reach Python, and how it gets onto the page.
 
 `plotly.graph_objects.FigureWidget` alone stays an empty grid on a slow page. It opens on the page
-before it has its data and sends them in a second message, which anywidget keeps back until the
-figure's 5 MB of JavaScript are loaded; then the figure is drawn, and what comes after is not drawn
-any more, or (after two seconds of loading) isn't delivered at all. So here
+before it has its data and sends them in a second message, which anywidget holds back until the
+figure's 5 MB of JavaScript are loaded; then the figure is drawn, and what comes later is no longer
+drawn, or (after two seconds of loading) isn't delivered at all. So here
 
 * the message that opens the figure holds all of it, and no later one is needed,
-* the JavaScript travels once, to all figures of the page, not with each of them,
-* it draws when its place on the page has a width, so it has the right one at once,
-* a still picture of the same figure stands in its place until then.
+* the JavaScript is sent once for all figures of the page, not with each of them,
+* it draws once its place on the page has a width, so it has the right one at once,
+* a still picture of the same figure is shown in its place until then.
 """
 
 from __future__ import annotations
@@ -96,6 +96,6 @@ class LiveFigure(go.FigureWidget):  # type: ignore[misc]
         self.open()
 
     def open(self) -> None:
-        """Open it on the page, once it is whole: plotly's class does so while it has no data."""
+        """Open it on the page once it is complete: plotly's class does so before it has data."""
         if self._whole:
             super().open()

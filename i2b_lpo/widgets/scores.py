@@ -1,4 +1,4 @@
-"""Score designer: S_IB under other weights, another filter, and which branches they keep."""
+"""Score designer: S_IB with other weights, other filters, and which branches they keep."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ SHUFFLES = 20  # of the control
 
 
 class ScoreDesigner(Widget):
-    """Scored trees under settings of your own: their scores, and the branches that are kept.
+    """Scored trees with your own settings: their scores, and the branches that are kept.
 
-    The evidence was measured once; no control takes another pass of the model. Beside each filter
-    stands what it keeps when S_IB is shuffled among the branches of each tree.
+    The evidence was measured once; no control needs another pass of the model. Next to each filter
+    you see what it keeps when S_IB is shuffled among the branches of each tree.
 
     Args:
         traces: scored trees.
         evidence: for each tree, for each of its trajectories (`scoring.gather_evidence`).
-        settings: those that the trees were scored with; the controls begin there.
+        settings: those that the trees were scored with; the controls start there.
 
     Attributes:
         estimator, beta_ib, cost_weight, clip_nats, filter, keep: the controls, as `IBConfig` names
             them; only estimators that read this evidence can be chosen.
         tree: which tree is drawn.
-        traces: the trees as they are scored and filtered now.
+        traces: the trees as currently scored and filtered.
 
     Raises:
         ValueError: no tree has a branch, there is no such estimator or filter, or evidence and
@@ -85,7 +85,7 @@ class ScoreDesigner(Widget):
         self.beta_ib = _slider("β_IB", "Worth of information about the answer", start.beta_ib, 3)
         self.cost_weight = _slider("λ", "Price of the description excess", start.cost_weight, 6)
         self.clip_nats = _slider("κ (nat)", "The most that a token costs", start.clip_nats, 12)
-        answer, _, advantage = reads  # what has no cost has no λ and κ; A·H has no weight at all
+        answer, _, advantage = reads  # without a cost, no λ and κ; A·H has no weight at all
         self.beta_ib.disabled = advantage
         self.cost_weight.disabled = self.clip_nats.disabled = not answer
         self.tree = control(
@@ -163,7 +163,7 @@ def _slider(label: str, tip: str, value: float, high: float) -> Any:
 
 
 def _reads(estimator: str) -> tuple[bool, bool, bool]:
-    """Which evidence an estimator takes."""
+    """Which evidence an estimator needs."""
     needs = ESTIMATORS[estimator]
     return needs.answer, needs.conditioned, needs.advantage
 
@@ -190,7 +190,7 @@ def _scored(
 
 
 def _shuffled(traces: Sequence[Trace], rng: random.Random) -> list[Trace]:
-    """The scores of each tree's branches dealt out anew."""
+    """The scores of each tree's branches, shuffled."""
     dealt = []
     for trace in traces:
         scores = [rollout.score for rollout in trace.rollouts]

@@ -1,4 +1,4 @@
-"""Training dashboard: a run in a thread of its own, watched and stopped without losing it."""
+"""Training dashboard: a run in its own thread, watched and stopped without losing it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from i2b_lpo.config import RunConfig
     from i2b_lpo.model.policy import Policy
     from i2b_lpo.model.steering import Steering
-    from i2b_lpo.tasks.loading import Task
+    from i2b_lpo.tasks.task import Task
     from i2b_lpo.training.learner import Learner
     from i2b_lpo.training.step import StepRecord
 
@@ -29,22 +29,22 @@ KEYS = ("reward", "entropy", "distinct_strategies")
 
 
 class TrainingDashboard(Widget):
-    """Start, watch and stop a training; what was stopped goes on when it is started again.
+    """Start, watch and stop a training run; a stopped run continues when started again.
 
-    The run has a thread of its own, so the notebook stays usable. While it runs, don't draw from
-    torch's global random state elsewhere: a step seeds it and puts it back.
+    The run has its own thread, so the notebook stays usable. While it runs, don't draw from torch's
+    global random state elsewhere: a step seeds it and restores it.
 
     Args:
         config: the settings of the run.
         policy: what is trained, in place.
         task: where the questions come from.
-        output: folder of the run; a run that is there already goes on.
+        output: folder of the run; a run that is already there continues.
         steering: the latents of branches with z.
         keys: the metrics that are drawn.
 
     Attributes:
         start, stop: the buttons.
-        steps: how many steps one press of Start does; all of them by default.
+        steps: how many steps one press of Start makes; all of them by default.
         bar: how many steps are done.
         history: the metrics of each step so far.
         record: the whole last step; None before it.
@@ -107,7 +107,7 @@ class TrainingDashboard(Widget):
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until the run has ended, or so long; True if it has."""
+        """Wait until the run has ended, or for that long; True if it has."""
         if self._thread is not None:
             self._thread.join(seconds)
         return not self.running
@@ -157,7 +157,7 @@ class TrainingDashboard(Widget):
                 progress=False,
             )
             self._show()
-        except Exception as error:  # a thread has nobody above it to tell
+        except Exception as error:  # nothing above a thread would report it
             first = (str(error).splitlines() or [type(error).__name__])[0]
             self.note.warn(f"The training ended: {first}")
         else:
@@ -166,7 +166,7 @@ class TrainingDashboard(Widget):
             self.note.say(
                 f"Finished: {steps}."
                 if ended
-                else f"Stopped after {steps}, saved; Start goes on from there."
+                else f"Stopped after {steps}, saved; Start continues from there."
             )
         finally:
             self.start.disabled, self.stop.disabled = False, True

@@ -43,7 +43,8 @@ from i2b_lpo.config import (
     write_run,
 )
 from i2b_lpo.method.methods import METHODS, with_method
-from i2b_lpo.tasks.loading import BENCHMARKS
+from i2b_lpo.tasks.benchmarks import BENCHMARKS
+from i2b_lpo.tasks.domains import DOMAINS
 from i2b_lpo.tour import run_of
 from i2b_lpo.training.loop import train
 
@@ -128,6 +129,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     rate=st.floats(0, 1, exclude_min=True, exclude_max=True), norm=st.floats(1e-300, None),
     alpha=st.floats(allow_nan=False, allow_infinity=False), flag=st.booleans(),
 )  # fmt: skip
+@pytest.mark.slow
 def test_any_settings_come_back_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, policy: str, task: str, seed: int, steps: int,
     rate: float, norm: float, alpha: float, flag: bool,
@@ -420,6 +422,7 @@ def test_rollouts_and_evaluations_are_repeated_from_their_files(
             assert file.read_bytes() == (second / file.name).read_bytes(), file.name
 
 
+@pytest.mark.slow
 def test_latents_are_repeated_from_their_file(tmp_path: Path, capsys: Capture) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     sets = ("selector_steps=3", "batch=8", "d_z=4", "decay=inf", "max_new_tokens=60")
@@ -432,6 +435,7 @@ def test_latents_are_repeated_from_their_file(tmp_path: Path, capsys: Capture) -
         assert file.read_bytes() == (second / file.name).read_bytes(), file.name
 
 
+@pytest.mark.slow
 def test_a_pretraining_writes_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -453,7 +457,7 @@ def test_a_pretraining_writes_its_file(
 
 def test_info_writes_a_file_that_trains(home: Path, tmp_path: Path, capsys: Capture) -> None:
     words = ("--preset", "qwen2.5-7b", "--method", "i2b-lpo", "--set", "rollout.batch=7")
-    assert run("info", *words) == 0
+    assert run("info", *words, "--toml") == 0
     (tmp_path / "mine.toml").write_text(capsys.readouterr().out, encoding="utf-8")
     expected = with_method(preset("qwen2.5-7b"), "i2b-lpo")
     expected = replace(expected, rollout=replace(expected.rollout, batch=7))
@@ -560,6 +564,7 @@ def spoken() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_setting_that_a_message_names_can_be_set() -> None:
     known = {name for base in BASES.values() for name in names(type(base))}
     sections = {name.partition(".")[0] for name in known if "." in name}
@@ -664,7 +669,8 @@ def test_an_options_help_tells_its_default(
 
 def test_help_lists_the_tasks_there_are(capsys: Capture) -> None:
     listed = option_help("train", "--task", capsys)
-    assert listed.startswith(f"shop, product, {', '.join(BENCHMARKS)}, or a .jsonl file")
+    own = [task for domain in DOMAINS.values() for task in domain.tasks]
+    assert listed.startswith(f"{', '.join([*own, *BENCHMARKS])}, or a .jsonl file")
 
 
 def _tour_defaults() -> RunConfig:

@@ -12,13 +12,15 @@ import pytest
 import torch
 from tiny import tiny_policy
 
-import i2b_lpo.evaluation.measuring
 from i2b_lpo.evaluation.measuring import Evaluation, StrategyUse, entropy_profile, evaluate, measure
 from i2b_lpo.method.metrics import bootstrap_interval, paired_differences
 from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.rollouts import roll_out
-from i2b_lpo.tasks.loading import ListTask, load_task
-from i2b_lpo.tasks.shop import Labels, Use
+from i2b_lpo.tasks.domains import DOMAINS
+from i2b_lpo.tasks.labels import Labels, Use
+from i2b_lpo.tasks.loading import load_task
+from i2b_lpo.tasks.maths import MATHS
+from i2b_lpo.tasks.task import ListTask
 from i2b_lpo.trace import Question, Rollout, Trace
 
 END = 2
@@ -365,12 +367,13 @@ def test_an_answer_that_was_not_decided_in_time_is_compared_with_no_other(
         asked.append((a, b))
         return a == b
 
-    monkeypatch.setattr(i2b_lpo.evaluation.measuring, "equivalent", compared)
-    texts = [("7", "correct"), ("9^{9^9}", "timeout"), ("1^{9^9}", "timeout"), ("7", "correct")]
+    monkeypatch.setitem(DOMAINS, "maths", replace(MATHS, equivalent=compared))
+    texts = [("7", "correct"), ("9^{9^9}", "timeout"), ("1^{9^9}", "timeout"), ("8", "wrong")]
     rollouts = tuple(
         replace(TRACES[0].rollouts[0], text=rf"\boxed{{{t}}}", reason=why, reward=float(t == "7"))
         for t, why in texts
     )
     found = measure([replace(TRACES[0], rollouts=rollouts)], WordTask())
     assert all("9^9" not in a + b for a, b in asked)
-    assert ("maj@4" in found.metrics) and asked
+    assert asked == [("7", "8")]
+    assert found.metrics["maj@4"].mean == 0.25, "four answers tie, and one is right"

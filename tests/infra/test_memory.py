@@ -167,8 +167,8 @@ def test_a_step_is_repeated_in_smaller_passes(
         found = three_steps(learner, samples, limit)
     sizes = [400, 200, 100] if limit.tokens < 200 else [400, 200]
     assert [str(w.message) for w in told if w.category is UserWarning] == [
-        f"Out of memory at {a} tokens a pass; repeated with {b} (--set grpo.micro_tokens={b} "
-        "saves the repeat)."
+        f"Out of memory at {a} tokens per pass; repeated with {b} (--set grpo.micro_tokens={b} "
+        "avoids the repeat)."
         for a, b in pairwise(sizes)
     ]
     assert max(limit.passes) > limit.tokens, "nothing ran out"
@@ -284,7 +284,7 @@ def test_not_even_one_token_fits() -> None:
 
     with (
         pytest.warns(UserWarning),
-        pytest.raises(OutOfMemory, match="at one token a pass; take a smaller policy"),
+        pytest.raises(OutOfMemory, match="at one token per pass; use a smaller policy"),
     ):
         halving(attempt, 9)
     assert tried == [9, 4, 2, 1]
@@ -314,7 +314,7 @@ def test_scores_are_measured_again_in_smaller_passes(
     settings = IBConfig(estimator)
     plenty, expected = (score_traces(policy, traces, settings, micro_tokens=n) for n in (400, 100))
     monkeypatch.setattr(i2b_lpo.model.logprobs, "policy_logprobs", Limit(110, CPU))
-    with pytest.warns(UserWarning, match=r"--set grpo\.micro_tokens=100 saves the repeat"):
+    with pytest.warns(UserWarning, match=r"--set grpo\.micro_tokens=100 avoids the repeat"):
         found = score_traces(policy, traces, settings, micro_tokens=400)
     assert found == expected
     for one, two in zip(found, plenty, strict=True):

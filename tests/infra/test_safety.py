@@ -66,7 +66,7 @@ def test_what_is_no_name_is_refused(name: str, tmp_path: Path) -> None:
     try:
         path = inside(tmp_path, name)
     except ValueError as error:
-        assert "is no file name" in str(error) or "leads out" in str(error)
+        assert "is not a file name" in str(error) or "leads out" in str(error)
     else:
         assert tmp_path.resolve() in path.parents
 
@@ -292,8 +292,8 @@ def test_a_line_cut_off_by_a_kill_is_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError) as caught:
             next(reader)
         assert str(caught.value) == (
-            f"{path}, line 3: it is cut off, as by a kill or a full disk; delete it to read the "
-            "others."
+            f"{path}, line 3: it is cut off, perhaps by a kill or a full disk; delete it to read "
+            "the others."
         )
     path.write_text(whole[:-1], encoding="ascii")  # all of it but the end of the line
     assert list(read_traces(path)) == traces

@@ -14,7 +14,7 @@ from test_cli import run
 from test_train import by_chance
 from tiny import tiny_policy
 
-import i2b_lpo.rollout.rollouts
+import i2b_lpo.tasks.maths
 import i2b_lpo.training.step
 from i2b_lpo.config import BranchConfig, RolloutConfig, RunConfig, read_run
 from i2b_lpo.method.checks import check
@@ -92,7 +92,7 @@ def test_a_new_method_is_one_file_and_one_entry(
     logprob: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_policy(tiny_policy(), tmp_path / "policy")
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
     seen: list[Trajectory] = []
 
     def watched(learner: Any, trajectories: Sequence[Trajectory], **rest: Any) -> dict[str, float]:

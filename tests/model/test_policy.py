@@ -28,7 +28,6 @@ from transformers import (
 import i2b_lpo.model.policy
 from i2b_lpo.model.decoding import decode
 from i2b_lpo.model.policy import (
-    BOXED_INSTRUCTION,
     BUNDLED,
     Policy,
     asset_path,
@@ -38,6 +37,7 @@ from i2b_lpo.model.policy import (
 )
 from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.tasks.loading import load_task
+from i2b_lpo.tasks.maths import BOXED_INSTRUCTION
 from i2b_lpo.trace import Question
 
 QUESTION = "What is 23*14?"
@@ -474,13 +474,13 @@ def test_a_damaged_bundled_file_is_named_before_anything_is_loaded(
     for auto in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
         monkeypatch.setattr(getattr(i2b_lpo.model.policy, auto), "from_pretrained", refuse)
     damage(pretended / file)
-    with pytest.raises(ValueError, match=f"{file} is damaged.*install the package again"):
+    with pytest.raises(ValueError, match=f"{file} is damaged.*reinstall the package"):
         load_policy("tiny-base")
 
 
 def test_missing_sums_mean_a_damaged_package(pretended: Path) -> None:
     (pretended / "sha256.json").unlink()
-    with pytest.raises(ValueError, match=r"sha256\.json.*install the package again"):
+    with pytest.raises(ValueError, match=r"sha256\.json.*reinstall the package"):
         load_policy("tiny-base")
 
 

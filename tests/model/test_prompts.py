@@ -125,7 +125,7 @@ def words_only() -> PreTrainedTokenizerFast:
 def test_text_is_refused_rather_than_lost(question: str) -> None:
     policy = with_tokenizer(words_only())
     assert policy.tokenizer.unk_token_id in policy.prompt_ids("buys seven pens"), "as ever"
-    with pytest.raises(ValueError, match="leave the question out") as caught:
+    with pytest.raises(ValueError, match="drop the question") as caught:
         policy.prompt_ids(question)
     assert str(caught.value).startswith(f"mine can't be given {question!r} as plain text: ")
 
@@ -134,7 +134,7 @@ def test_a_template_that_writes_the_question_twice_is_refused_for_such_questions
     policy = tiny_policy()
     policy.tokenizer.chat_template = "{% set c = messages[0]['content'] %}{{ c }} again {{ c }}"
     assert policy.text(policy.prompt_ids("buys")) == "buys again buys"
-    with pytest.raises(ValueError, match="leave the question out"):
+    with pytest.raises(ValueError, match="drop the question"):
         policy.prompt_ids("buys <|im_end|>")
 
 
@@ -147,8 +147,8 @@ def test_special_tokens_in_questions_are_said_once() -> None:
         assert policy.prompts(reversed(questions)) == prompts[::-1]
         assert replace(policy, name="renamed").prompts(questions) == prompts
     assert [str(w.message) for w in caught] == [
-        "2 of 4 questions, first q-1, hold special tokens of tiny qwen3's tokenizer in their text; "
-        "these and all such to come are given to it as plain text."
+        "2 of 4 questions, first q-1, contain special tokens of tiny qwen3's tokenizer; it gets "
+        "these, here and in later questions, as plain text."
     ]
     assert caught[0].filename == __file__
 

@@ -140,7 +140,7 @@ def test_an_error_of_the_disk_says_what_to_do(
         save_policy(tiny_policy(), tmp_path / "p")
     assert str(caught.value) == (
         f"Can't write {tmp_path / 'p'} ([Errno 28] No space left on device); what was there before "
-        "is intact. Make room, or choose another place, and save again."
+        "is intact. Free some space, or choose another place, and save again."
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -156,7 +156,7 @@ def test_other_files_are_never_written_over(tmp_path: Path) -> None:
         lambda: export("tiny-base", mine),
     ]
     for save in saves:
-        with pytest.raises(ValueError, match="holds other files and nothing that was saved there"):
+        with pytest.raises(ValueError, match="holds files that weren't saved here before"):
             save()
     assert [p.name for p in tmp_path.rglob("*")] == ["mine", "config.json"]
     (mine / "config.json").unlink()

@@ -46,7 +46,7 @@ def test_pickled_weights_are_refused_and_never_read(file: str, foreign: Path) ->
     (foreign / "model.safetensors").unlink()
     ran = foreign.parent / "ran"
     (foreign / file).write_bytes(pickle.dumps(Trap(ran)))
-    with pytest.raises(ValueError, match="convert them to safetensors where you trust") as caught:
+    with pytest.raises(ValueError, match="convert them to safetensors if you trust") as caught:
         load_policy(foreign)
     assert f"{foreign} holds its weights as pickle ({file})" in str(caught.value)
     assert not ran.exists()
@@ -261,9 +261,9 @@ def break_the_index(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (drop_a_shard, "names 'model-00002-of-00002.safetensors', which is no file of this folder"),
-        (name_one_outside, r"names '../x.safetensors', which is no file of this folder; copy the"),
-        (name_one_by_its_whole_path, "x.safetensors', which is no file of this folder; copy the"),
+        (drop_a_shard, "names 'model-00002-of-00002.safetensors', which is not in this folder"),
+        (name_one_outside, r"names '../x.safetensors', which is not in this folder; copy the"),
+        (name_one_by_its_whole_path, "x.safetensors', which is not in this folder; copy the"),
         (break_the_index, "can't be read; copy the folder again"),
     ],
 )

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jinja2 import UndefinedError
 from plotly.offline import get_plotlyjs
 from test_views import (
     CHROME,
@@ -27,12 +28,14 @@ from test_views import (
     nasty_trace,
 )
 
+from i2b_lpo.config import RunConfig
 from i2b_lpo.method.metrics import Interval, bootstrap_interval, paired_differences
-from i2b_lpo.report.page import NAMES, summary, tour_page
+from i2b_lpo.report.page import NAMES, TEMPLATES, summary, tour_page
 from i2b_lpo.report.runs import Run
 from i2b_lpo.report.step import one_step
 from i2b_lpo.report.words import basis, beside, difference, reading, verdict
-from i2b_lpo.tasks.shop import label as shop_label, parse_problem
+from i2b_lpo.tasks.labels import label as shop_label
+from i2b_lpo.tasks.shop import parse_problem
 from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace
 from i2b_lpo.views import (
     branch_tree,
@@ -82,21 +85,16 @@ def make_group(text: str = "Split 14", *, rewards: str = "1010", name: str = "Is
 
 
 def make_config(**changes: Any) -> dict[str, Any]:
-    return {
-        "policy": "tiny-base",
-        "task": "shop",
-        "seed": 7,
-        "questions": 12,
-        "rollout": {"samples": 8, "temperature": 1.0},
-        "branch": {"samples": 0, "latents": ""},
-        "ib": {"keep": 2},
-        "grpo": {"alpha": 0.0},
-    } | changes
+    """A real run's settings, with some changed; a section keeps what isn't changed of it."""
+    config = RunConfig(seed=7).to_json()
+    for name, value in changes.items():
+        config[name] = config[name] | value if isinstance(value, dict) else value
+    return config
 
 
 OURS_CONFIG = make_config(
-    rollout={"samples": 2, "temperature": 1.0},
-    branch={"samples": 3, "latents": "here"},
+    rollout={"rollouts": 2},
+    branch={"branches": 3, "latents": "here"},
     grpo={"alpha": 0.005},
 )
 
@@ -135,17 +133,16 @@ def write_page(path: Path, text: str = "", **changes: Any) -> str:
     before, runs = make_traces(1), make_runs()
     if text:
         before = [nasty_trace(text)]
-        config = {
-            "policy": text,
-            "task": text,
-            "seed": text,
-            "questions": text,
-            "rollout": {"samples": text, "temperature": text},
-            "branch": {"samples": text, "latents": text},
-            "ib": {"keep": text},
-            "grpo": {"alpha": text},
-            text: text,
-        }
+        config = make_config(
+            policy=text,
+            task=text,
+            seed=text,
+            questions=text,
+            rollout={"rollouts": text, "temperature": text},
+            branch={"branches": text, "latents": text},
+            ib={"keep": text},
+            grpo={"alpha": text},
+        ) | {text: text}
         steps = [[make_group(text, name=text)], [make_tree(text, name=text)]]
         runs = {
             name: Run(
@@ -287,6 +284,7 @@ def test_the_page_loads_nothing_and_reads_without_its_figures(tmp_path: Path) ->
         assert said in page.text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROME is None, reason="needs Chrome or Chromium")
 def test_a_real_browser_shows_the_text_and_obeys_none_of_it(tmp_path: Path) -> None:
     text = '<img src=x onerror="document.title=1"> %{x} $x$ &lt; <a href="data:,">'
@@ -306,9 +304,51 @@ def test_a_real_browser_shows_the_text_and_obeys_none_of_it(tmp_path: Path) -> N
     assert shown in drawn
 
 
+CONTRAST = """() => {
+  const light = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(part => part / 255)
+    .map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+    .reduce((sum, c, at) => sum + c * [.2126, .7152, .0722][at], 0);
+  const style = css => getComputedStyle(document.querySelector(css));
+  const paper = light(style('body').backgroundColor);
+  const texts = ['h1', '.lead', '.note', 'li', 'td', 'th', 'figcaption', 'summary'];
+  return [paper, light(style('.plot').backgroundColor), ...texts.map(css => {
+    const ends = [light(style(css).color), paper].sort();
+    return (ends[1] + .05) / (ends[0] + .05);
+  })];
+}"""
+
+
+@pytest.mark.skipif(CHROME is None, reason="needs Chrome or Chromium")
+def test_the_page_reads_by_day_and_by_night(tmp_path: Path) -> None:
+    driver = pytest.importorskip(
+        "playwright.sync_api", reason="needs playwright: pip install playwright"
+    )
+    write_page(tmp_path / "index.html")
+    with driver.sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=CHROME, args=["--no-sandbox"])
+        for scheme, dark in (("light", False), ("dark", True)):
+            page = browser.new_page(color_scheme=scheme)
+            page.goto((tmp_path / "index.html").as_uri())
+            paper, plot, *contrasts = page.evaluate(CONTRAST)
+            assert (paper < 0.05) == dark and (paper > 0.9) != dark
+            assert plot == pytest.approx(1), "figures are drawn on white paper"
+            assert min(contrasts) >= 4.5, "WCAG AA"
+        browser.close()
+
+
+def test_a_setting_that_a_sentence_names_must_be_there(tmp_path: Path) -> None:
+    runs = make_runs()
+    config = make_config()
+    del config["rollout"]["rollouts"]
+    runs["GRPO"] = dataclasses.replace(runs["GRPO"], config=config)
+    with pytest.raises(UndefinedError, match="rollouts"):
+        write_page(tmp_path / "x.html", runs=runs)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_script_cannot_be_ended_from_its_data() -> None:
     part = figure(
-        "x", data='{"a": "</script><b>&\u2028"}', config="{}", height=1, words="", caption="",
+        "x", data={"a": "</script><b>&\u2028"}, config={}, height=1, words="", caption="",
         numbers=(),
     )  # fmt: skip
     assert part.count("</script>") == 1 and "<b>" not in part
@@ -515,7 +555,7 @@ def test_the_basis_of_the_comparison_is_called_equal_only_where_it_is() -> None:
         assert said in found and f"3 steps, 1,000 tokens, and I²B-LPO after 4 steps, {ours:,}" in (
             found
         )
-    assert "1 step of GRPO and 2 steps of I²B-LPO; tokens are unknown" in basis((1, 2), None)
+    assert "1 step of GRPO and 2 steps of I²B-LPO; tokens are unknown" in basis((1, 2), (1.0, None))
 
 
 def test_what_differs_between_the_runs_is_said_with_its_numbers(tmp_path: Path) -> None:
@@ -545,11 +585,15 @@ def test_what_differs_between_the_runs_is_said_with_its_numbers(tmp_path: Path) 
     for row in ("rollout.rollouts 8 2", "branch.latents – here", "grpo.alpha 0.0 0.005"):
         assert row in differing
     assert "temperature" not in differing and "rollout.temperature 1.0 1.0" in text
-    without = Page(write_page(tmp_path / "x.html", latents=None)).text
+    without = Page(write_page(tmp_path / "x.html", latents=None)).words
     assert "rollouts of the base policy; that" in without
 
 
 # --- one step -----------------------------------------------------------------------------------
+
+
+def step_section(groups: list[Trace], trees: list[Trace]) -> str:
+    return TEMPLATES.get_template("step.html").render(step=one_step(groups, trees))
 
 
 def test_the_question_shown_is_the_first_that_tells_something() -> None:
@@ -565,8 +609,8 @@ def test_the_question_shown_is_the_first_that_tells_something() -> None:
         for tree in trees
     ]
 
-    def shown(*parts: Any) -> str:
-        questions: list[str] = re.findall("<q>(.*?)</q>", "".join(one_step(*parts)))
+    def shown(groups: list[Trace], trees: list[Trace]) -> str:
+        questions: list[str] = re.findall("<q>(.*?)</q>", step_section(groups, trees))
         (question,) = questions
         return question
 
@@ -576,7 +620,7 @@ def test_the_question_shown_is_the_first_that_tells_something() -> None:
     assert shown(groups[:1], trees[:1]) == "uniform"
     assert shown(groups, []) == "uniform"
     assert shown([], trees) == "mixed set, uniform group"
-    assert "were kept" in "".join(one_step([], []))
+    assert "were kept" in step_section([], [])
 
 
 def rows_of(page: str) -> list[list[str]]:
@@ -594,7 +638,7 @@ def test_branches_are_ranked_within_their_fork() -> None:
     swapped[4] = dataclasses.replace(swapped[4], score=Score(0.25, 2.0, 1.75))
     swapped[6] = dataclasses.replace(swapped[6], reward=0.0)
     tree = dataclasses.replace(tree, rollouts=tuple(swapped))
-    page = "".join(one_step([], [tree]))
+    page = step_section([], [tree])
     assert rows_of(page) == [
         ["0", "3", "+1.50", "+1.75", "+0.25", "✗", "pruned", "−0.25"],
         ["0", "2", "+0.50", "+0.75", "+0.25", "✓", "kept", "−0.50"],
@@ -608,8 +652,8 @@ def test_branches_are_ranked_within_their_fork() -> None:
 def test_a_step_without_scores_or_branches_is_told_as_far_as_it_goes() -> None:
     tree = make_tree()
     plain = tuple(dataclasses.replace(rollout, score=None) for rollout in tree.rollouts)
-    page = "".join(one_step([make_group()], [dataclasses.replace(tree, rollouts=plain)]))
+    page = step_section([make_group()], [dataclasses.replace(tree, rollouts=plain)])
     assert page.count("<figure>") == 2 and 'id="scatter"' not in page
     assert {tuple(row[2:5]) for row in rows_of(page)} == {("–", "–", "–")}
     roots = dataclasses.replace(tree, rollouts=tree.rollouts[:2])
-    assert "ranks the branches" not in "".join(one_step([], [roots]))
+    assert "ranks the branches" not in step_section([], [roots])

@@ -10,8 +10,9 @@ import pytest
 
 from i2b_lpo.model.policy import load_policy
 from i2b_lpo.tasks.failures import KINDS, LOOP, build, failure_mode
+from i2b_lpo.tasks.labels import label
 from i2b_lpo.tasks.loading import load_task
-from i2b_lpo.tasks.shop import Problem, label, parse_problem
+from i2b_lpo.tasks.shop import Problem, parse_problem
 from i2b_lpo.verify.verdict import verify
 
 PROBLEMS = [

@@ -10,12 +10,11 @@ from itertools import islice, product
 import pytest
 from hypothesis import given, strategies as st
 
+from i2b_lpo.tasks.labels import Labels, label
 from i2b_lpo.tasks.shop import (
     HIGH_PRICES,
     STRATEGIES,
-    Labels,
     Problem,
-    label,
     parse_problem,
     product_questions,
     shop_questions,

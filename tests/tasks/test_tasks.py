@@ -10,16 +10,11 @@ from typing import Any
 
 import pytest
 
-from i2b_lpo.tasks.loading import (
-    BENCHMARKS,
-    GeneratedTask,
-    ListTask,
-    load_task,
-    own_question,
-    without_long_prompts,
-)
+from i2b_lpo.tasks.benchmarks import BENCHMARKS
+from i2b_lpo.tasks.loading import load_task, own_question
 from i2b_lpo.tasks.rows import LeftOut
 from i2b_lpo.tasks.shop import parse_problem
+from i2b_lpo.tasks.task import GeneratedTask, ListTask, without_long_prompts
 from i2b_lpo.trace import Question
 from i2b_lpo.verify.verdict import verify
 

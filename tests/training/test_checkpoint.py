@@ -557,7 +557,7 @@ def test_another_number_of_processes_is_refused(tmp_path: Path, finished: Path) 
     shutil.copytree(finished, tmp_path / "run")
     manifest = tmp_path / "run" / "checkpoints" / "step-00000004" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"processes": 1', '"processes": 2'))
-    refused(tmp_path / "run", r"made by 2 process\(es\) and this run has 1: .*Go on with 2")
+    refused(tmp_path / "run", r"made by 2 process\(es\) and this run has 1: .*Continue with 2")
 
 
 def test_weights_of_another_size_are_refused(tmp_path: Path, finished: Path) -> None:

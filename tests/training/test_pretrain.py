@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-import i2b_lpo.training.pretraining
-from i2b_lpo.tasks.shop import ITEMS, NAMES, STRATEGIES, Problem, label, parse_problem
+import i2b_lpo.tasks.shop
+from i2b_lpo.tasks.labels import label
+from i2b_lpo.tasks.shop import ITEMS, NAMES, STRATEGIES, Problem, parse_problem
 from i2b_lpo.training.pretraining import (
     PretrainConfig,
     _batches,
@@ -153,7 +154,7 @@ def test_habit_begins_after_its_share_of_the_steps(
     def marked(problem: Problem, rng: random.Random, *, by_habit: bool = True) -> str:
         return "habit" if by_habit else "practice"
 
-    monkeypatch.setattr(i2b_lpo.training.pretraining, "write_solution", marked)
+    monkeypatch.setattr(i2b_lpo.tasks.shop, "write_solution", marked)
     # A pool of 512 documents is made at once; here it lasts for at most four steps.
     config = PretrainConfig(steps=12, habit_from=0.5, tokens=8000)
     kinds: list[str] = []

@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_
 from transformers import AutoModelForCausalLM
 
-import i2b_lpo.rollout.rollouts
+import i2b_lpo.tasks.maths
 import i2b_lpo.training.learner
 import i2b_lpo.training.loop
 import i2b_lpo.training.step
@@ -162,7 +162,7 @@ def steps(accelerator: Accelerator, sharded: bool) -> dict[str, Any]:
         policy, config, steering=steering, accelerator=accelerator, sharded=sharded
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+        patch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
         records = [train_step(learner, FakeTask(), step) for step in range(2)]
     return {
         "traces": [r.traces for r in records],
@@ -212,7 +212,7 @@ def faults(accelerator: Accelerator, sharded: bool) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         if rank:
             patch.setattr(i2b_lpo.training.step, "reward_table", _no_reward)
-        patch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+        patch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
         found["reward"] = (*failure(lambda: train_step(learner, FakeTask(), 7)), same())
     if sharded:
         with unsharded(learner.scorer):
@@ -307,7 +307,7 @@ def runs(folder: Path, sharded: bool) -> list[Any]:
         for at, end in enumerate(stops):
             policy = tiny_policy()
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+                patch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
                 history = train(
                     replace(config, steps=end), policy, FakeTask(), output=folder / name,
                     resume=at > 0, progress=False,
@@ -322,7 +322,7 @@ def latents(folder: Path, sharded: bool) -> TENSORS:
     policy, steering = policy_and_steering(torch.float32)
     config = replace(_trained(train_psa=True), steps=1, shard=sharded)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+        patch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
         train(config, policy, FakeTask(), steering=steering, output=folder, progress=False)
     return {n: gathered(p).detach() for n, p in steering.fusion.named_parameters()}
 
@@ -676,8 +676,8 @@ def test_out_of_memory_on_one_process_halves_the_passes_of_both(
         for name, expected in zip(("forward", "backward"), rank[f"{kind} halved"], strict=True):
             metrics, weights, told = rank[f"{kind} faults"][name]
             assert told == [
-                "Out of memory at 200 tokens a pass; repeated with 100 (--set "
-                "grpo.micro_tokens=100 saves the repeat)."
+                "Out of memory at 200 tokens per pass; repeated with 100 (--set "
+                "grpo.micro_tokens=100 avoids the repeat)."
             ]
             assert metrics == expected[0], "bit for bit as with the smaller passes at once"
             assert all(torch.equal(w, expected[1][n]) for n, w in weights.items())
@@ -714,7 +714,7 @@ def train_on(folder: Path, fault: str) -> None:
 
     config = replace(setting(), questions=4, steps=100_000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+        patch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
         train(config, tiny_policy(), FakeTask(), on_step=on_step, progress=False)
 
 

@@ -20,6 +20,7 @@ from tiny import tiny_policy
 
 import i2b_lpo.evaluation.measuring
 import i2b_lpo.rollout.rollouts
+import i2b_lpo.tasks.maths
 from i2b_lpo import cli
 from i2b_lpo.config import PRESETS, CheckpointConfig, RolloutConfig, RunConfig
 from i2b_lpo.evaluation.measuring import Evaluation, evaluate
@@ -99,7 +100,7 @@ def test_a_damaged_part_is_decoded_again(tmp_path: Path, monkeypatch: pytest.Mon
 )
 def test_another_evaluation_is_refused(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
     measure(tmp_path)
-    with pytest.raises(ValueError, match=f"holds another evaluation, with other {named}; go on"):
+    with pytest.raises(ValueError, match=f"holds another evaluation, with other {named}; continue"):
         measure(tmp_path, **changes)
 
 
@@ -143,7 +144,7 @@ def test_a_signal_is_an_exit_code_and_a_sentence(
         os.kill(os.getpid(), signal.SIGTERM)
         return verify_batch(golds, texts)
 
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", terminated)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", terminated)
     assert cli.main(["train", "--output", str(small / "run")]) == 128 + signal.SIGTERM
     said = capsys.readouterr().err
     assert "Stopped after 1 of 3 steps, saved in" in said and "--resume" in said
@@ -163,7 +164,7 @@ def test_evaluate_resumes_by_the_same_command(
     with monkeypatch.context() as patch:
         patch.setattr(i2b_lpo.evaluation.measuring, "measure", interrupted)
         assert cli.main(command) == 130
-    assert "the same command with --resume goes on" in capsys.readouterr().err
+    assert "the same command with --resume continues" in capsys.readouterr().err
     assert sorted(p.name for p in output.iterdir()) == ["unfinished"]
     assert cli.main(command) == 2, "nothing is written over"
     with monkeypatch.context() as patch:
@@ -173,7 +174,7 @@ def test_evaluate_resumes_by_the_same_command(
     assert written == ["evaluation.json", "run.toml", "traces.jsonl"]
     capsys.readouterr()
     assert cli.main([*command, "--resume"]) == 2
-    assert "holds no evaluation to go on with; leave out --resume" in capsys.readouterr().err
+    assert "holds no evaluation to continue; omit --resume" in capsys.readouterr().err
     assert cli.main([*command[:-2], "--resume"]) == 2
     assert "name its folder" in capsys.readouterr().err
 
@@ -227,7 +228,7 @@ def fails(reward: Any, error: type[Exception], message: str) -> None:
 
 
 def test_a_reward_takes_the_place_of_the_verifier(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", None)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", None)
     asked: list[tuple[str, str]] = []
 
     def length(question: Question, text: str) -> float:
@@ -254,7 +255,7 @@ def test_a_reward_that_raises_is_named_with_its_question() -> None:
         broken,
         RuntimeError,
         r"^The reward function failed on trajectory 1 of question 1 \(ZeroDivisionError: .*\); no "
-        r"parameter was changed\. Mend it, and go on from the newest checkpoint\.$",
+        r"parameter was changed\. Fix it, and continue from the newest checkpoint\.$",
     )
 
 

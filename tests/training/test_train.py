@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import i2b_lpo.rollout.rollouts
+import i2b_lpo.tasks.maths
 import i2b_lpo.training.learner
 import i2b_lpo.training.loop
 import i2b_lpo.training.step
@@ -36,8 +37,8 @@ from i2b_lpo.model.policy import Policy
 from i2b_lpo.model.sampling import Sampling
 from i2b_lpo.rollout.branching import grow_trees
 from i2b_lpo.rollout.rollouts import roll_out
+from i2b_lpo.tasks.labels import Labels
 from i2b_lpo.tasks.loading import load_task
-from i2b_lpo.tasks.shop import Labels
 from i2b_lpo.trace import Question, Rollout, Trace
 from i2b_lpo.training.batch import Batch, Trajectory, pack, trajectories_of
 from i2b_lpo.training.learner import Learner, build_learner
@@ -86,12 +87,12 @@ class FakeTask:
 def by_chance(golds: Sequence[str], texts: Sequence[str]) -> list[Verdict]:
     """Verdicts that depend on the text alone and make most groups mixed."""
     right = [zlib.crc32(text.encode()) % 2 == 0 for text in texts]
-    return [Verdict(ok, "correct" if ok else "wrong", None) for ok in right]
+    return [Verdict(float(ok), "correct" if ok else "wrong", None) for ok in right]
 
 
 @pytest.fixture
 def chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
 
 
 def setting(
@@ -487,7 +488,7 @@ def test_the_first_update_is_on_policy_and_reads_prompt_and_stored_tokens(
 
 
 def all_right(golds: Sequence[str], texts: Sequence[str]) -> list[Verdict]:
-    return [Verdict(True, "correct", None) for _ in texts]
+    return [Verdict(1.0, "correct", None) for _ in texts]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -495,7 +496,7 @@ def test_groups_of_equal_reward_change_nothing(
     variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = learner_of(setting(variant=variant, alpha=0.25))
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
     train_step(learner, FakeTask(), 0)  # so that the optimizer holds momentum
     if VARIANTS[variant].overlong_cache:  # lengths would tell the rollouts apart
         monkeypatch.setattr(
@@ -504,7 +505,7 @@ def test_groups_of_equal_reward_change_nothing(
     before = parameters(learner.policy)
     steps = [state["step"].item() for state in learner.optimizer.state.values()]
     assert set(steps) == {1}
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", all_right)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", all_right)
     record = train_step(learner, FakeTask(), 1)
     assert record.metrics["reward"] == 1
     assert record.metrics["uniform_groups"] == 1
@@ -569,7 +570,7 @@ def test_rewards_become_advantages(variant: str) -> None:
 
 def test_dynamic_sampling_compares_verdicts_not_penalties(monkeypatch: pytest.MonkeyPatch) -> None:
     # All answers are right: DAPO drops the groups, although their lengths differ.
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", all_right)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", all_right)
     learner = learner_of(setting(variant="dapo"))
     eos = learner.policy.eos_ids
     learner = replace(learner, policy=replace(learner.policy, eos_ids=(*eos, *range(60))))
@@ -602,9 +603,9 @@ def test_dynamic_sampling_alone_drops_uniform_groups(
 ) -> None:
     def half(golds: Sequence[str], texts: Sequence[str]) -> list[Verdict]:
         # The first two groups of four are mixed, the others right throughout.
-        return [Verdict(i % 2 == 0 or i >= 8, "correct", None) for i in range(len(texts))]
+        return [Verdict(float(i % 2 == 0 or i >= 8), "correct", None) for i in range(len(texts))]
 
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", half)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", half)
     seen: list[Trajectory] = []
 
     def watched(
@@ -835,7 +836,7 @@ def test_each_update_leaves_out_the_uniform_groups_among_its_own(
 
     def verdicts(golds: Sequence[str], texts: Sequence[str]) -> list[Verdict]:
         right = [i // 4 in (0, 1, 2) and (i // 4 == 0 or i % 2 == 0) for i in range(len(texts))]
-        return [Verdict(ok, "correct" if ok else "wrong", None) for ok in right]
+        return [Verdict(float(ok), "correct" if ok else "wrong", None) for ok in right]
 
     def watched(
         learner: Learner, samples: Sequence[Trajectory], **settings: Any
@@ -843,7 +844,7 @@ def test_each_update_leaves_out_the_uniform_groups_among_its_own(
         given.append(list(samples))
         return update(learner, samples, **settings)
 
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", verdicts)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", verdicts)
     monkeypatch.setattr(i2b_lpo.training.step, "update", watched)
     grpo = GRPOConfig(variant="dynamic_sampling", updates=updates)
     record = train_step(learner_of(replace(SMALL, grpo=grpo)), FakeTask(), 0)
@@ -956,9 +957,9 @@ def test_the_learning_rate_warms_up_and_the_gradient_is_clipped() -> None:
 
 def test_learning_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     def has_an_a(golds: Sequence[str], texts: Sequence[str]) -> list[Verdict]:
-        return [Verdict("a" in text, "correct", None) for text in texts]
+        return [Verdict(float("a" in text), "correct", None) for text in texts]
 
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", has_an_a)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", has_an_a)
     config = replace(
         SMALL,
         steps=14,
@@ -980,9 +981,9 @@ def told_of(steps: int, reward: Callable[[Question, str], float] | None, **chang
     with warnings.catch_warnings(record=True) as told, pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("always")
         patch.setattr(
-            i2b_lpo.rollout.rollouts,
+            i2b_lpo.tasks.maths,
             "verify_batch",
-            lambda golds, texts: [Verdict(False, "no_answer", None)] * len(texts),
+            lambda golds, texts: [Verdict(0.0, "no_answer", None)] * len(texts),
         )
         train(config, tiny_policy(), FakeTask(), reward=reward, progress=False)
     return "\n".join(str(w.message) for w in told if w.category is UserWarning)

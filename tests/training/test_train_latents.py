@@ -13,6 +13,7 @@ from test_train import LENGTH, FakeTask, by_chance, parameters, same_bits
 from tiny import tiny_policy
 
 import i2b_lpo.rollout.rollouts
+import i2b_lpo.tasks.maths
 import i2b_lpo.training.latents
 from i2b_lpo.config import LatentConfig
 from i2b_lpo.method.latent import Elbo, LatentModel, cluster_weights, selector_log_prob
@@ -40,7 +41,7 @@ CONFIG = LatentConfig(
 
 @pytest.fixture(autouse=True)
 def chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
 
 
 def examples_of(policy: Policy, config: LatentConfig = CONFIG) -> list[Example]:

@@ -15,7 +15,7 @@ from test_train import LENGTH, QUESTIONS, FakeTask, by_chance, parameters, same_
 from tiny import tiny_policy
 from torch import Tensor
 
-import i2b_lpo.rollout.rollouts
+import i2b_lpo.tasks.maths
 import i2b_lpo.training.learner
 import i2b_lpo.training.loop
 import i2b_lpo.training.step
@@ -53,7 +53,7 @@ CONFIG = RunConfig(
 
 @pytest.fixture(autouse=True)
 def chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(i2b_lpo.rollout.rollouts, "verify_batch", by_chance)
+    monkeypatch.setattr(i2b_lpo.tasks.maths, "verify_batch", by_chance)
 
 
 def policy_and_steering(

@@ -334,7 +334,7 @@ def test_any_text_goes_through_the_worker(answers: list[str]) -> None:
 def test_a_batch_that_hangs_takes_twice_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     slices: list[float] = []
 
-    def hang(self: Worker, gold: str, answer: str, limit: float) -> workers.Outcome:
+    def hang(self: Worker, gold: str, answer: str, limit: float) -> str:
         slices.append(limit)
         time.sleep(limit)
         return "timeout"
@@ -379,6 +379,9 @@ def test_what_is_remembered_is_bounded(fast_worker: Path, monkeypatch: pytest.Mo
     assert len(pool._known) == 20
     monkeypatch.setattr(pools, "KNOWN_PAIRS", 20)
     pool.compare("y", "z", PATIENT)
+    assert len(pool._known) == 1
+    monkeypatch.setattr(Worker, "compare", lambda self, gold, answer, limit: "a" * 600)
+    assert len(pool.compare("long", "outcome", PATIENT)) == 600
     assert len(pool._known) == 1
     pool.close()
     bytes_remembered = pools.LONGEST_KNOWN * 4 * 10_000
@@ -543,13 +546,20 @@ FAST_WORKER = """
 import sys, time
 from i2b_lpo.verify import worker
 
-def compare(gold, answer):
-    while answer.startswith("hang"):
-        time.sleep(600)
-    return "correct"
+class Judge:
+    def prepare(self):
+        pass
 
-worker.compare = compare
-worker.serve(forks=sys.argv[1] == "fork")
+    def against(self, gold):
+        return self.compare
+
+    def compare(self, answer):
+        while answer.startswith("hang"):
+            time.sleep(600)
+        return "correct"
+
+worker.load = lambda place: Judge()
+worker.serve(sys.argv[2], sys.argv[1])
 """
 
 

@@ -135,7 +135,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     answers: list[str] = []
     compare = Worker.compare
 
-    def counted(self: Worker, gold: str, answer: str, limit: float) -> workers.Outcome:
+    def counted(self: Worker, gold: str, answer: str, limit: float) -> str:
         answers.append(answer)
         return compare(self, gold, answer, limit)
 

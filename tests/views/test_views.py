@@ -621,7 +621,7 @@ def test_comparison_lives_with_a_metric_that_one_policy_lacks() -> None:
     del two["metrics"]["greedy"]
     view = comparison({"base": one, "GRPO": two})
     assert "greedy: base 0.400 [0.350, 0.450];" in view.describe()
-    with pytest.raises(ValueError, match="No evaluation has pass@99; choose of greedy"):
+    with pytest.raises(ValueError, match="No evaluation has pass@99; choose from greedy"):
         comparison({"base": one}, metrics=["pass@99"])
     broken: dict[str, Any]
     for broken in ({}, {"base": {}}, {"base": {"metrics": {}}}):
@@ -741,6 +741,7 @@ def test_a_missing_chrome_is_one_clear_sentence(
         memory_budget({"weights": 1}).to_png(tmp_path / "x.png")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROME is None, reason="needs Chrome or Chromium")
 def test_a_png_has_the_size_asked_for(tmp_path: Path) -> None:
     path = memory_budget({"weights": 2**30}).to_png(tmp_path / "x.png", width=320, height=160)

@@ -170,7 +170,7 @@ def test_the_explorer_grows_the_tree_that_grow_trees_grows(
     [
         ("question", "What is 23*14?"),
         ("rule", "uniform"),
-        ("samples", 1),
+        ("rollouts", 1),
         ("branches", 2),
         ("fusion", "none"),
         ("gamma", 0.0),
@@ -723,7 +723,7 @@ def test_each_control_has_a_label_and_a_help_text(widgets: list[Widget]) -> None
 
 def test_each_label_names_what_its_control_sets(widgets: list[Widget]) -> None:
     labels = {
-        "gamma": "γ_0", "decay": "s_0 (tokens)", "samples": "M, roots", "branches": "K, branches",
+        "gamma": "γ_0", "decay": "s_0 (tokens)", "rollouts": "M, roots", "branches": "K, branches",
         "rule": "Fork rule", "fusion": "Fusion", "seed": "Seed", "temperature": "Temperature",
         "way": "Decoding", "token": "t, token", "latent": "z", "since": "s, tokens since",
         "layer": "Layer", "head": "Head", "lead": "δ, slot's lead", "tokens": "tokens",

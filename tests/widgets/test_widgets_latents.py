@@ -365,7 +365,11 @@ LATENTS = some_latents()
     [
         ({}, {}, "at least two strategies, got 0"),
         ({"a": torch.ones(D_Z)}, {}, "at least two strategies, got 1"),
-        (LATENTS, {"between": ("Split", "Grid")}, "no latents of 'Grid'; choose of 'Split', 'Gue"),
+        (
+            LATENTS,
+            {"between": ("Split", "Grid")},
+            "no latents of 'Grid'; choose from 'Split', 'Gue",
+        ),
         (LATENTS | {"a": torch.ones(D_Z + 1)}, {}, r"'a' have the shape \(5,\).*needs \(n, 4\)"),
         (LATENTS | {"a": torch.ones(1, 1, D_Z)}, {}, "'a' have the shape"),
         (LATENTS | {"a": torch.tensor(1.0)}, {}, "'a' have the shape"),

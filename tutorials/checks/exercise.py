@@ -142,11 +142,11 @@ def _difference(case: tuple[Any, ...], expected: Any, found: Any) -> str:
         return "returned None; end the function in a return."
     if isinstance(expected, torch.Tensor):
         if not isinstance(found, torch.Tensor):
-            return f"returned {type(found).__name__}, where a tensor is asked for."
+            return f"returned {type(found).__name__}, where a tensor is expected."
         if found.shape != expected.shape:
             return f"returned the shape {tuple(found.shape)}, expected {tuple(expected.shape)}."
     elif isinstance(found, torch.Tensor) and not isinstance(expected, int | float):
-        return f"returned a tensor, where {type(expected).__name__} is asked for."
+        return f"returned a tensor, where {type(expected).__name__} is expected."
     given = ", ".join(map(_short, case))
     wanted, got = _short(expected), _short(found)
     if wanted == got:  # of another type, or by less than is printed

@@ -47,7 +47,7 @@ def padded_counted(logits: Tensor, vocab_size: int) -> Tensor:
 
 
 @token_entropies.mistake(
-    "the padded ids are cut off after the softmax, so π no longer sums to 1: cut off their logits."
+    "the padded ids are removed after the softmax, so π no longer sums to 1: remove their logits."
 )
 def cut_after_softmax(logits: Tensor, vocab_size: int) -> Tensor:
     return _sum(logits.softmax(-1)[:, :vocab_size])
@@ -66,7 +66,7 @@ def mean_over_v(logits: Tensor, vocab_size: int) -> Tensor:
 
 
 @token_entropies.mistake(
-    "a token of probability 0 made a NaN: 0 · log 0 counts as 0 (page 01, section 2)."
+    "a token with probability 0 made a NaN: 0 · log 0 counts as 0 (page 01, section 2)."
 )
 def zero_times_log_zero(logits: Tensor, vocab_size: int) -> Tensor:
     pi = logits[:, :vocab_size].softmax(-1)
@@ -110,12 +110,12 @@ def last_row_in(logits: Tensor, start: int) -> Tensor:
     return logits[0, start - 1 :]
 
 
-@solution_rows.mistake("the prompt's rows are left in: only the solution's tokens are asked for.")
+@solution_rows.mistake("the prompt's rows are left in: return only those of the solution's tokens.")
 def prompt_in(logits: Tensor, start: int) -> Tensor:
     return logits[0, :-1]
 
 
-@solution_rows.mistake("the batch dimension is left: return (T, V), not (1, T, V).")
+@solution_rows.mistake("the batch dimension is still there: return (T, V), not (1, T, V).")
 def batch_left(logits: Tensor, start: int) -> Tensor:
     return logits[:, start - 1 : -1]
 
@@ -141,7 +141,7 @@ def swapped(entropies: list[list[float]]) -> tuple[float, float]:
 
 
 @two_means.mistake(
-    "both are the mean over rollouts: in the first one every token counts once, so a long "
+    "both are the mean over rollouts: in the first mean every token counts once, so a long "
     "rollout counts more."
 )
 def both_over_rollouts(entropies: list[list[float]]) -> tuple[float, float]:
@@ -150,7 +150,7 @@ def both_over_rollouts(entropies: list[list[float]]) -> tuple[float, float]:
 
 @two_means.mistake(
     "short rollouts were padded with zeros, and the padding is counted: divide by the number of "
-    "tokens that there are."
+    "real tokens."
 )
 def padding_counted(entropies: list[list[float]]) -> tuple[float, float]:
     longest = max(map(len, entropies))
@@ -192,15 +192,13 @@ def enrichment(entropies: list[float], is_word: list[bool], fraction: float) -> 
 
 
 @enrichment.mistake(
-    "Ω holds the lowest entropies: sorted() runs upwards, the top 5 % stand at its end."
+    "Ω holds the lowest entropies: sorted() is ascending, so the top 5 % are at its end."
 )
 def lowest(entropies: list[float], is_word: list[bool], fraction: float) -> float:
     return float(enrichment.right([-h for h in entropies], is_word, fraction))
 
 
-@enrichment.mistake(
-    "|Ω| is rounded down. METHOD takes the ceiling, so that no rollout is without a candidate."
-)
+@enrichment.mistake("|Ω| is rounded down. METHOD rounds up, so that every rollout has a candidate.")
 def rounded_down(entropies: list[float], is_word: list[bool], fraction: float) -> float:
     omega = _top(entropies, max(1, math.floor(fraction * len(entropies))))
     return float(sum(is_word[t] for t in omega) / len(omega) * len(is_word) / sum(is_word))
@@ -214,7 +212,7 @@ def without_baseline(entropies: list[float], is_word: list[bool], fraction: floa
 
 
 @enrichment.mistake(
-    "this is the share of the words that Ω finds (recall). Asked is the share of Ω that is words, "
+    "this is the share of the words that Ω finds (recall). Return the share of Ω that is words, "
     "over the baseline."
 )
 def recall(entropies: list[float], is_word: list[bool], fraction: float) -> float:
@@ -243,7 +241,7 @@ def expected_distinct(pi: Tensor, k: int) -> float:
 
 
 @expected_distinct.mistake(
-    "1 − π^K is the chance that not all K draws are v. Asked is that at least one is: 1 − (1−π)^K."
+    "1 − π^K is the chance that not all K draws are v. You want at least one: 1 − (1−π)^K."
 )
 def not_all(pi: Tensor, k: int) -> float:
     return float((1 - pi**k).sum())
@@ -265,7 +263,7 @@ def choices(pi: Tensor, k: int) -> float:
 
 
 @expected_distinct.mistake(
-    "K·π counts how often v is drawn, so it sums to K. A word that is drawn twice is one word."
+    "K·π counts how often v is drawn, so it sums to K. A word drawn twice is one word."
 )
 def draws(pi: Tensor, k: int) -> float:
     return float((k * pi).sum())

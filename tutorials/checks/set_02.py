@@ -36,8 +36,8 @@ def _highest(entropies: list[float], size: int) -> list[int]:
 
 
 @candidates.mistake(
-    "this is a threshold: of equal entropies it takes all, however many. Ω is a rank: ⌈fraction·T⌉ "
-    "positions and no more, of equal entropies the earlier ones."
+    "this is a threshold: it takes all equal entropies, however many. Ω is a rank: ⌈fraction·T⌉ "
+    "positions and no more, and of equal entropies the earlier ones."
 )
 def threshold(entropies: list[float], fraction: float) -> list[int]:
     size = max(1, math.ceil(fraction * len(entropies)))
@@ -59,7 +59,7 @@ def rounded_down(entropies: list[float], fraction: float) -> list[int]:
 
 
 @candidates.mistake(
-    "|Ω| is rounded to the nearest number. 2.25 tokens make 3 candidates: round up."
+    "|Ω| is rounded to the nearest integer. 2.25 tokens make 3 candidates: round up."
 )
 def rounded(entropies: list[float], fraction: float) -> list[int]:
     return sorted(_highest(entropies, max(1, round(fraction * len(entropies)))))
@@ -96,14 +96,14 @@ def prefix_before(prompt: list[int], ids: list[int], t_star: int) -> tuple[list[
 
 @prefix_before.mistake(
     "you took the token after the fork: your prefix ends with o_t*, so the decision is already "
-    "taken. It ends before o_t*, which is decided again (METHOD §2 [D])."
+    "made. End it before o_t*, which is decided again (METHOD §2 [D])."
 )
 def kept(prompt: list[int], ids: list[int], t_star: int) -> tuple[list[int], int]:
     return [*prompt, *ids[: t_star + 1]], len(prompt) + t_star + 1
 
 
 @prefix_before.mistake(
-    "the prefix holds o_t*, which is to be decided again, and p isn't its number of tokens."
+    "the prefix contains o_t*, which must be decided again, and p isn't its number of tokens."
 )
 def kept_but_not_counted(prompt: list[int], ids: list[int], t_star: int) -> tuple[list[int], int]:
     return [*prompt, *ids[: t_star + 1]], len(prompt) + t_star
@@ -187,9 +187,7 @@ def fork_left_out(prompt: int, starts: list[int], lengths: list[int]) -> Tensor:
     return _between(first + (torch.tensor(starts) > 0), end, prompt, lengths)
 
 
-@update_mask.mistake(
-    "the prompt isn't counted: token t of a trajectory stands in column prompt + t."
-)
+@update_mask.mistake("the prompt isn't counted: token t of a trajectory is in column prompt + t.")
 def not_shifted(prompt: int, starts: list[int], lengths: list[int]) -> Tensor:
     return _between(torch.tensor(starts), torch.tensor(lengths), prompt, lengths)
 
@@ -215,7 +213,7 @@ def left_padded(rows: list[list[int]], pad_id: int) -> Batch:
 
 
 @left_padded.mistake(
-    "padding stands on the right, so rows draw their next token in different columns. Right-align: "
+    "padding is on the right, so rows draw their next token in different columns. Right-align: put "
     "padding on the left."
 )
 def on_the_right(rows: list[list[int]], pad_id: int) -> Batch:
@@ -228,7 +226,7 @@ def on_the_right(rows: list[list[int]], pad_id: int) -> Batch:
 
 @left_padded.mistake(
     "the positions count columns, padding included: a row's first real token has position 0, "
-    "wherever it stands. No error tells (page 02, section 5)."
+    "wherever it is. No error warns you (page 02, section 5)."
 )
 def columns(rows: list[list[int]], pad_id: int) -> Batch:
     ids, mask, positions = left_padded.right(rows, pad_id)
@@ -290,8 +288,8 @@ def one_too_many(lengths: list[int], starts: list[int], budget: int) -> int:
 
 
 @affordable.mistake(
-    "you skip a trajectory that is too dear and go on. Then the budget prefers short ones; stop "
-    "at the first that doesn't fit."
+    "you skip a trajectory that is too expensive and continue. Then the budget favours short ones; "
+    "stop at the first that doesn't fit."
 )
 def skipping(lengths: list[int], starts: list[int], budget: int) -> int:
     taken = 0
@@ -307,6 +305,6 @@ def strictly(lengths: list[int], starts: list[int], budget: int) -> int:
     return int(affordable.right(lengths, starts, budget - 1))
 
 
-@affordable.mistake("each trajectory is held against the whole budget: add the costs up.")
+@affordable.mistake("each trajectory is compared with the whole budget: add up the costs.")
 def not_added(lengths: list[int], starts: list[int], budget: int) -> int:
     return sum(n - start <= budget for n, start in zip(lengths, starts, strict=True))

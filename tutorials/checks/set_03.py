@@ -81,7 +81,7 @@ def reversed_kl(mu_q: Tensor, sigma_q: Tensor, mu_p: Tensor, sigma_p: Tensor) ->
     return gaussian_kl.right(mu_p, sigma_p, mu_q, sigma_q)
 
 
-@gaussian_kl.mistake("σ is a standard deviation; the fraction holds its square, the variance.")
+@gaussian_kl.mistake("σ is a standard deviation; the fraction needs its square, the variance.")
 def not_squared(mu_q: Tensor, sigma_q: Tensor, mu_p: Tensor, sigma_p: Tensor) -> Tensor:
     far = sigma_q + (mu_q - mu_p) ** 2
     return (sigma_p / sigma_q).log() + far / (2 * sigma_p) - 0.5
@@ -104,7 +104,7 @@ def log_upside_down(mu_q: Tensor, sigma_q: Tensor, mu_p: Tensor, sigma_p: Tensor
     return right - 2 * (sigma_p / sigma_q).log()
 
 
-@gaussian_kl.mistake("the dimensions are summed; asked is the KL of each dimension, (B, d_z).")
+@gaussian_kl.mistake("the dimensions are summed; return the KL of each dimension, (B, d_z).")
 def summed(mu_q: Tensor, sigma_q: Tensor, mu_p: Tensor, sigma_p: Tensor) -> Tensor:
     return gaussian_kl.right(mu_q, sigma_q, mu_p, sigma_p).sum(-1)
 
@@ -123,20 +123,20 @@ def charged_kl(kl: Tensor, free_bits: float) -> Tensor:
 
 
 @charged_kl.mistake(
-    "each example is held against λ by itself. Take the mean over the batch first: a dimension may "
+    "each example is compared with λ separately. Take the batch mean first: a dimension may "
     "speak for one continuation and be silent for another."
 )
 def each_example(kl: Tensor, free_bits: float) -> Tensor:
     return kl.clamp(min=free_bits).mean(0).sum()
 
 
-@charged_kl.mistake("λ is held against the sum of all dimensions; each dimension has its own λ.")
+@charged_kl.mistake("λ is compared with the sum of all dimensions; each dimension has its own λ.")
 def whole_sum(kl: Tensor, free_bits: float) -> Tensor:
     return kl.mean(0).sum().clamp(min=free_bits)
 
 
 @charged_kl.mistake(
-    "λ is subtracted. Asked is max(λ, KL): the gradient is the same, the reported loss is not."
+    "λ is subtracted. Use max(λ, KL): the gradient is the same, the reported loss is not."
 )
 def subtracted(kl: Tensor, free_bits: float) -> Tensor:
     return (kl.mean(0) - free_bits).clamp(min=0).sum()
@@ -147,7 +147,7 @@ def capped(kl: Tensor, free_bits: float) -> Tensor:
     return kl.mean(0).clamp(max=free_bits).sum()
 
 
-@charged_kl.mistake("the free bits are not in use: below λ a dimension is charged λ.")
+@charged_kl.mistake("the free bits are not used: below λ a dimension is charged λ.")
 def without_free_bits(kl: Tensor, free_bits: float) -> Tensor:
     return kl.mean(0).sum()
 
@@ -221,14 +221,14 @@ def coverage(sets: list[list[str]], strategies: list[str]) -> float:
 
 
 @coverage.mistake(
-    "all sets are thrown together. Asked is the number within a set, averaged over sets: branches "
-    "of different forks don't make each other more varied."
+    "all sets are pooled. Count within each set and average over sets: branches of different forks "
+    "don't make each other more varied."
 )
 def together(sets: list[list[str]], strategies: list[str]) -> float:
     return float(len({w for words in sets for w in words} & set(strategies)))
 
 
-@coverage.mistake("words that are no strategy are counted too.")
+@coverage.mistake("words that aren't a strategy are counted too.")
 def any_word(sets: list[list[str]], strategies: list[str]) -> float:
     return sum(len(set(words)) for words in sets) / len(sets)
 
@@ -238,7 +238,7 @@ def repeats(sets: list[list[str]], strategies: list[str]) -> float:
     return sum(sum(word in strategies for word in words) for words in sets) / len(sets)
 
 
-@coverage.mistake("this is a share of K; asked is a number of strategies.")
+@coverage.mistake("this is a share of K; return a number of strategies.")
 def share(sets: list[list[str]], strategies: list[str]) -> float:
     found = [len(set(words) & set(strategies)) / len(words) for words in sets]
     return sum(found) / len(found)

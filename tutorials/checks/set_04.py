@@ -38,13 +38,13 @@ def _log(gamma_0: float) -> float:
     return math.log(gamma_0) if gamma_0 else -math.inf
 
 
-@log_strength.mistake("this is γ itself; asked is log γ, which goes into the slot's score.")
+@log_strength.mistake("this is γ itself; return log γ, which goes into the slot's score.")
 def not_the_log(since: Tensor, gamma_0: float, s_0: float) -> Tensor:
     return torch.where(since < 0, torch.tensor(0.0), gamma_0 * torch.exp(-since / s_0))
 
 
 @log_strength.mistake(
-    "γ doesn't decay: after the fork s has to come in. A constant γ goes on pushing in every line."
+    "γ doesn't decay: after the fork it depends on s. A constant γ keeps pushing in every line."
 )
 def constant(since: Tensor, gamma_0: float, s_0: float) -> Tensor:
     return _where_open(since, torch.full(since.shape, _log(gamma_0)))
@@ -58,8 +58,8 @@ def open_before(since: Tensor, gamma_0: float, s_0: float) -> Tensor:
 
 
 @log_strength.mistake(
-    "s = 0 is closed as well. It is the row that draws the first token after the fork, the one "
-    "that z is for."
+    "s = 0 is closed too. It is the row that draws the first token after the fork, the one that z "
+    "is for."
 )
 def fork_closed(since: Tensor, gamma_0: float, s_0: float) -> Tensor:
     return (_log(gamma_0) - since / s_0).masked_fill(since <= 0, -math.inf)
@@ -70,7 +70,7 @@ def from_one(since: Tensor, gamma_0: float, s_0: float) -> Tensor:
     return _where_open(since, _log(gamma_0) - (since + 1) / s_0)
 
 
-@log_strength.mistake("s_0 is no half-life: γ falls by the factor e in s_0 tokens, not by 2.")
+@log_strength.mistake("s_0 isn't a half-life: γ falls by the factor e in s_0 tokens, not by 2.")
 def half_life(since: Tensor, gamma_0: float, s_0: float) -> Tensor:
     return _where_open(since, _log(gamma_0) - math.log(2) * since / s_0)
 
@@ -81,7 +81,7 @@ def zero_refused(since: Tensor, gamma_0: float, s_0: float) -> Tensor:
 
 
 @log_strength.mistake(
-    "far from the fork γ is so small that it became 0 before its logarithm was taken: add "
+    "far from the fork γ is so small that it became 0 before you took its logarithm: compute "
     "log γ_0 − s/s_0 instead."
 )
 def log_of_product(since: Tensor, gamma_0: float, s_0: float) -> Tensor:
@@ -123,7 +123,7 @@ def attend(
     return _attend(query, keys, values, _score(query, key_z) + log_gamma, value_z)
 
 
-@attend.mistake("log γ is forgotten: the slot is fully open, however small γ is.")
+@attend.mistake("log γ is missing: the slot is fully open, however small γ is.")
 def forgotten(
     query: Tensor, keys: Tensor, values: Tensor, key_z: Tensor, value_z: Tensor, log_gamma: Tensor
 ) -> Tensor:
@@ -161,14 +161,14 @@ def value_scaled(
     return _attend(query, keys, values, _score(query, key_z), log_gamma.exp() * value_z)
 
 
-@attend.mistake("γ itself is added to the score; it is log γ that makes the factor γ of exp.")
+@attend.mistake("γ itself is added to the score; add log γ, which becomes the factor γ in exp.")
 def gamma_added(
     query: Tensor, keys: Tensor, values: Tensor, key_z: Tensor, value_z: Tensor, log_gamma: Tensor
 ) -> Tensor:
     return _attend(query, keys, values, _score(query, key_z) + log_gamma.exp(), value_z)
 
 
-@attend.mistake("log γ is divided by √d, too: then γ acts as γ^(1/√d). Add it after the division.")
+@attend.mistake("log γ is divided by √d too: then γ acts as γ^(1/√d). Add it after the division.")
 def log_gamma_scaled(
     query: Tensor, keys: Tensor, values: Tensor, key_z: Tensor, value_z: Tensor, log_gamma: Tensor
 ) -> Tensor:
@@ -235,15 +235,15 @@ def key_columns(key_z: Tensor, keys: Tensor, rope: Rotate) -> Tensor:
 
 @key_columns.mistake(
     "the slot is counted as a token: column 1 holds token 0, and token 0 stays at position 0. "
-    "Nothing raises an error, and every key is one place too far."
+    "Nothing raises an error, but every key is one position too far."
 )
 def counted(key_z: Tensor, keys: Tensor, rope: Rotate) -> Tensor:
     return rope(torch.cat([key_z[None], keys]), torch.arange(len(keys) + 1))
 
 
 @key_columns.mistake(
-    "the slot gets a rotary position, that of the row after the last token. z stands at no place "
-    "of the text: k_z stays as it is."
+    "the slot gets a rotary position, that of the row after the last token. z has no place in the "
+    "text: k_z stays as it is."
 )
 def slot_turned(key_z: Tensor, keys: Tensor, rope: Rotate) -> Tensor:
     last = torch.tensor([len(keys)])
@@ -251,8 +251,8 @@ def slot_turned(key_z: Tensor, keys: Tensor, rope: Rotate) -> Tensor:
 
 
 @key_columns.mistake(
-    "the slot gets the rotary position of the last token. z stands at no place of the text: k_z "
-    "stays as it is."
+    "the slot gets the rotary position of the last token. z has no place in the text: k_z stays as "
+    "it is."
 )
 def slot_turned_as_last(key_z: Tensor, keys: Tensor, rope: Rotate) -> Tensor:
     last = torch.tensor([len(keys) - 1])
@@ -264,12 +264,12 @@ def tokens_not_turned(key_z: Tensor, keys: Tensor, rope: Rotate) -> Tensor:
     return torch.cat([key_z[None], keys])
 
 
-@key_columns.mistake("the slot stands last. It is column 0, so that new tokens can be appended.")
+@key_columns.mistake("the slot is last. Make it column 0, so that new tokens can be appended.")
 def slot_last(key_z: Tensor, keys: Tensor, rope: Rotate) -> Tensor:
     return torch.cat([rope(keys, torch.arange(len(keys))), key_z[None]])
 
 
-@key_columns.mistake("the slot is missing: it is one more column, in front of the tokens'.")
+@key_columns.mistake("the slot is missing: it is an extra column, in front of the tokens'.")
 def no_slot(key_z: Tensor, keys: Tensor, rope: Rotate) -> Tensor:
     return rope(keys, torch.arange(len(keys)))
 
@@ -307,7 +307,7 @@ def fork_row_missed_from_one(p: int, n: int) -> Plan:
 
 
 @rows_with_z.mistake(
-    "token p − 1 is in the cache twice: it was read without z, too. Crop to p − 1 tokens first."
+    "token p − 1 is in the cache twice: it was also read without z. Crop to p − 1 tokens first."
 )
 def read_twice(p: int, n: int) -> Plan:
     return p, list(range(p - 1, p - 1 + n)), list(range(n))
@@ -326,19 +326,19 @@ def s_from_one(p: int, n: int) -> Plan:
     return p - 1, list(range(p - 1, p - 1 + n)), list(range(1, n + 1))
 
 
-@rows_with_z.mistake("s is 0 in every row, so γ never decays: s counts on from the fork.")
+@rows_with_z.mistake("s is 0 in every row, so γ never decays: s keeps counting from the fork.")
 def s_stays(p: int, n: int) -> Plan:
     return p - 1, list(range(p - 1, p - 1 + n)), [0] * n
 
 
 @rows_with_z.mistake(
-    "one row too many: the last token that is drawn needs no row of its own, nothing follows it."
+    "one row too many: the last token drawn needs no row of its own, since nothing follows it."
 )
 def row_too_many(p: int, n: int) -> Plan:
     return p - 1, list(range(p - 1, p + n)), list(range(n + 1))
 
 
-@rows_with_z.mistake("one row too few: n tokens are drawn, each from a row of its own.")
+@rows_with_z.mistake("one row too few: n tokens are drawn, each from its own row.")
 def row_too_few(p: int, n: int) -> Plan:
     return p - 1, list(range(p - 1, p + n - 2)), list(range(n - 1))
 
@@ -370,14 +370,14 @@ def set_scores(words: list[list[str]], asked: list[str], strategies: set[str]) -
 
 
 @set_scores.mistake(
-    "words that name no strategy are counted, too: noise would look like variety. Count strategies "
-    "only."
+    "words that name no strategy are counted too: noise would look like variety. Count only "
+    "strategies."
 )
 def any_word(words: list[list[str]], asked: list[str], strategies: set[str]) -> Scores:
     return [len(set(row)) for row in words], set_scores.right(words, asked, strategies)[1]
 
 
-@set_scores.mistake("a strategy that is said twice is counted twice: asked is how many different.")
+@set_scores.mistake("a strategy that is said twice is counted twice: count different ones.")
 def repeats(words: list[list[str]], asked: list[str], strategies: set[str]) -> Scores:
     counted = [sum(w in strategies for w in row) for row in words]
     return counted, set_scores.right(words, asked, strategies)[1]
@@ -393,8 +393,8 @@ def pooled(words: list[list[str]], asked: list[str], strategies: set[str]) -> Sc
 
 
 @set_scores.mistake(
-    "a branch counts as obedient if any branch of its set says the word. Each z is asked of its "
-    "own branch: compare them one by one."
+    "a branch counts as obedient if any branch of its set says the word. Each z asks its own "
+    "branch: compare them one by one."
 )
 def any_branch(words: list[list[str]], asked: list[str], strategies: set[str]) -> Scores:
     found = [sum(a in row for a in asked) / len(row) for row in words]

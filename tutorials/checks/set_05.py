@@ -40,29 +40,28 @@ def box_left_in(text: str) -> str:
 
 
 @before_box.mistake(
-    "it is cut at the first box. The answer that is verified is the last one, and what stands "
-    "between the two is reasoning."
+    "it is cut at the first box. The last one holds the verified answer, and the text between the "
+    "two is reasoning."
 )
 def first_box(text: str) -> str:
     return text.partition("\\boxed")[0]
 
 
 @before_box.mistake(
-    "what stands after the box is kept, and may say the answer again: cut there, and drop the rest."
+    "the text after the box is kept, and may repeat the answer: cut at the box and drop the rest."
 )
 def rest_kept(text: str) -> str:
     at = text.rfind("\\boxed")
     return text if at < 0 else text[:at] + text[text.index("}", at) + 1 :]
 
 
-@before_box.mistake("all boxes are taken out, but what stands after the last one is kept.")
+@before_box.mistake("all boxes are removed, but the text after the last one is kept.")
 def all_taken_out(text: str) -> str:
     return re.sub(r"\\boxed\{.*?\}", "", text)
 
 
 @before_box.mistake(
-    "the frame \\boxed{ is left at the end. It is asked for together with the answer: cut before "
-    "it."
+    "the frame \\boxed{ is left at the end. It is scored together with the answer: cut before it."
 )
 def frame_left(text: str) -> str:
     at = text.rfind("\\boxed{")
@@ -70,21 +69,19 @@ def frame_left(text: str) -> str:
 
 
 @before_box.mistake(
-    "a text without a box lost its last character: rfind says −1 there, and text[:-1] is no error."
+    "a text without a box lost its last character: rfind gives −1, and text[:-1] raises no error."
 )
 def last_character(text: str) -> str:
     return text[: text.rfind("\\boxed")]
 
 
-@before_box.mistake(
-    "of a text without a box nothing is left. It has reasoned, though: all of it stays."
-)
+@before_box.mistake("nothing is left of a text without a box. But it has reasoned: keep all of it.")
 def nothing_left(text: str) -> str:
     return text.rpartition("\\boxed")[0]
 
 
 @before_box.mistake(
-    "the line break before the box is gone as well: every character before the box stays."
+    "the line break before the box is gone too: keep every character before the box."
 )
 def stripped(text: str) -> str:
     return str(before_box.right(text)).rstrip()
@@ -121,7 +118,7 @@ def not_normalised(after: list[float], before: list[float]) -> float:
 
 
 @told.mistake(
-    "this is the mean of the tokens' probabilities. Asked is the |a|-th root of their product: the "
+    "this is the mean of the tokens' probabilities. Return the |a|-th root of their product: the "
     "mean belongs inside the exponential, over log π."
 )
 def mean_of_pi(after: list[float], before: list[float]) -> float:
@@ -130,26 +127,26 @@ def mean_of_pi(after: list[float], before: list[float]) -> float:
 
 
 @told.mistake(
-    "this is in nats: a difference of log-probs. How hopeless one wrong solution is and how "
-    "hopeless another then outweighs all else; take both to exp first."
+    "this is in nats: a difference of log-probs. Then the difference between two hopeless "
+    "solutions outweighs everything else; take exp of both first."
 )
 def in_nats(after: list[float], before: list[float]) -> float:
     return sum(after) / len(after) - sum(before) / len(before)
 
 
-@told.mistake("this is in nats, and not even per token of the answer.")
+@told.mistake("this is in nats, and not even per answer token.")
 def in_nats_sum(after: list[float], before: list[float]) -> float:
     return sum(after) - sum(before)
 
 
 @told.mistake(
-    "what the question alone tells isn't taken off: an answer that anybody would guess scores full."
+    "what the question alone tells isn't subtracted: an answer anybody would guess gets full marks."
 )
 def no_prior(after: list[float], before: list[float]) -> float:
     return _root(after)
 
 
-@told.mistake("this is a ratio, which has no bound. Asked is the difference of both probabilities.")
+@told.mistake("this is a ratio, which has no bound. Return the difference of the probabilities.")
 def ratio(after: list[float], before: list[float]) -> float:
     return _root(after) / _root(before)
 
@@ -196,7 +193,7 @@ def not_clipped(nats: list[float], rep4: float, t_ref: float, kappa: float) -> f
 
 
 @cost.mistake(
-    "κ cuts off the sum. It is the most that one token adds: take the minimum token by token."
+    "κ clips the sum. It is the most that one token adds: take the minimum token by token."
 )
 def sum_clipped(nats: list[float], rep4: float, t_ref: float, kappa: float) -> float:
     return min(MOST, min(sum(nats), kappa) / t_ref + rep4 + _more(nats, t_ref))
@@ -228,7 +225,7 @@ def not_divided(nats: list[float], rep4: float, t_ref: float, kappa: float) -> f
 
 
 @cost.mistake(
-    "a trace shorter than usual is paid for it: (…)₊ is 0 below 0, or saying nothing would win."
+    "a trace shorter than usual is rewarded for it: (…)₊ is 0 below 0, or silence would win."
 )
 def short_rewarded(nats: list[float], rep4: float, t_ref: float, kappa: float) -> float:
     return min(MOST, _surprise(nats, kappa) / t_ref + rep4 + len(nats) / t_ref - 1)
@@ -280,8 +277,8 @@ def _roots(scores: list[float], sets: Sets) -> list[int]:
 
 
 @keep_best.mistake(
-    "the roots are filtered, too, each as a member of its set. They are exempt: only they train "
-    "the prefix, and every branch hangs on one."
+    "the roots are filtered too, each as a member of its set. They are exempt: only they train the "
+    "prefix, and every branch hangs on one."
 )
 def roots_in_sets(scores: list[float], sets: Sets, n: int) -> list[bool]:
     roots = _roots(scores, sets)
@@ -289,7 +286,7 @@ def roots_in_sets(scores: list[float], sets: Sets, n: int) -> list[bool]:
 
 
 @keep_best.mistake(
-    "the whole tree is one list, roots included. Rank each branch set by itself, and leave the "
+    "the whole tree is one list, roots included. Rank each branch set separately, and leave the "
     "roots out of it."
 )
 def whole_tree(scores: list[float], sets: Sets, n: int) -> list[bool]:
@@ -310,7 +307,7 @@ def roots_dropped(scores: list[float], sets: Sets, n: int) -> list[bool]:
     return [kept and i not in roots for i, kept in enumerate(_keep(scores, sets, n))]
 
 
-@keep_best.mistake("the lowest scores are kept: sorted() runs upwards.")
+@keep_best.mistake("the lowest scores are kept: sorted() is ascending.")
 def lowest(scores: list[float], sets: Sets, n: int) -> list[bool]:
     return _keep([-s for s in scores], sets, n)
 
@@ -348,8 +345,8 @@ def push(rewards: Tensor, kept: Tensor) -> Tensor:
 
 
 @push.mistake(
-    "the advantages are computed after the filter, from the kept ones alone. The pruned ones set "
-    "the level, too: all G first, then the filter."
+    "the advantages are computed after the filter, from only the kept ones. The pruned ones set "
+    "the level too: all G first, then the filter."
 )
 def after_filter(rewards: Tensor, kept: Tensor) -> Tensor:
     found = torch.zeros_like(rewards)
@@ -370,7 +367,7 @@ def pruned_push(rewards: Tensor, kept: Tensor) -> Tensor:
     return _advantages(rewards)
 
 
-@push.mistake("std divides by G; METHOD §6 takes ddof 1, so by G − 1.")
+@push.mistake("std divides by G; METHOD §6 uses ddof 1, so divide by G − 1.")
 def ddof_0(rewards: Tensor, kept: Tensor) -> Tensor:
     return _advantages(rewards, ddof=0) * kept
 
@@ -380,6 +377,6 @@ def no_epsilon(rewards: Tensor, kept: Tensor) -> Tensor:
     return torch.where(kept, _advantages(rewards, eps=0.0), 0.0)
 
 
-@push.mistake("the result holds the kept ones alone: return one entry for each of the G.")
+@push.mistake("the result holds only the kept ones: return one entry for each of the G.")
 def kept_only(rewards: Tensor, kept: Tensor) -> Tensor:
     return _advantages(rewards)[kept]

@@ -35,7 +35,7 @@ def _blanked(rewards: Tensor, found: Tensor) -> Tensor:
 
 
 @group_advantages.mistake(
-    "ε is missing. Beside a small standard deviation it bounds A; METHOD §6 adds it to std."
+    "ε is missing. With a small standard deviation it bounds A; METHOD §6 adds it to std."
 )
 def no_epsilon(rewards: Tensor, epsilon: float) -> Tensor:
     centred = rewards - rewards.mean(1, keepdim=True)
@@ -58,8 +58,8 @@ def wrong_ddof(rewards: Tensor, epsilon: float) -> Tensor:
 
 
 @group_advantages.mistake(
-    "mean and std are of the whole batch. GRPO compares the answers to ONE question: use the "
-    "group's, one row's."
+    "mean and std are of the whole batch. GRPO compares the answers to ONE question: use those of "
+    "the group, one row."
 )
 def over_the_batch(rewards: Tensor, epsilon: float) -> Tensor:
     return _blanked(rewards, (rewards - rewards.mean()) / (rewards.std() + epsilon))
@@ -89,7 +89,7 @@ def not_centred(rewards: Tensor, epsilon: float) -> Tensor:
 
 
 @group_advantages.mistake(
-    "eight rewards of 0.9 get −0.0006 instead of 0: their mean misses them by a rounding. Set "
+    "eight rewards of 0.9 get −0.0006 instead of 0: their mean is off by rounding. Set "
     "groups of equal rewards to exactly 0."
 )
 def bare_formula(rewards: Tensor, epsilon: float) -> Tensor:
@@ -142,8 +142,8 @@ def no_min(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
 
 
 @clipped_term.mistake(
-    "for A < 0 the clip acts on the wrong side: the min is taken of the ratios. Multiply by A "
-    "first; a negative A turns the order around."
+    "for A < 0 the clip acts on the wrong side: the min is taken over the ratios. Multiply by A "
+    "first; a negative A reverses the order."
 )
 def wrong_side(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
     held = ratio.clamp(1 - low, 1 + high)
@@ -171,7 +171,7 @@ def no_dual(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor
 
 
 @clipped_term.mistake(
-    "the dual clip acts for A > 0 too, and lifts each term to 3 A: it is for A < 0 only."
+    "the dual clip acts for A > 0 too, and lifts each term to 3 A: it is only for A < 0."
 )
 def dual_everywhere(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
     term = torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
@@ -198,7 +198,7 @@ def batch_loss(terms: Tensor, mask: Tensor) -> Tensor:
 
 
 @batch_loss.mistake(
-    "this is a mean per sequence, then over sequences. Asked is the token mean: each new token "
+    "this is a mean per sequence, then over sequences. Use the token mean: each new token "
     "weighs 1/Σ|m|, so a long rollout weighs more."
 )
 def per_sequence(terms: Tensor, mask: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ def over_sequences(terms: Tensor, mask: Tensor) -> Tensor:
     return -terms.masked_fill(~mask, 0.0).sum() / len(mask)
 
 
-@batch_loss.mistake("this is J, which is to grow. An optimizer goes down: the loss is −J.")
+@batch_loss.mistake("this is J, which should grow. An optimizer minimises: the loss is −J.")
 def not_negated(terms: Tensor, mask: Tensor) -> Tensor:
     return terms[mask].mean()
 
@@ -235,7 +235,7 @@ def padding_counted(terms: Tensor, mask: Tensor) -> Tensor:
 
 @batch_loss.mistake(
     "terms × mask makes NaN where padding holds NaN or inf (0 · inf is NaN): take the counted "
-    "terms out by terms[mask], or masked_fill the others first."
+    "terms with terms[mask], or masked_fill the others first."
 )
 def times_mask(terms: Tensor, mask: Tensor) -> Tensor:
     return -(terms * mask).sum() / mask.sum()
@@ -274,14 +274,14 @@ def both_sides(ratio: Tensor, advantages: Tensor, mask: Tensor) -> float:
 
 
 @clipped_share.mistake(
-    "the sides are turned around: A > 0 pushes ρ up, so its clip is at 1.2; A < 0 pushes down."
+    "the sides are swapped: A > 0 pushes ρ up, so its clip is at 1.2; A < 0 pushes it down."
 )
 def turned_around(ratio: Tensor, advantages: Tensor, mask: Tensor) -> float:
     return float(clipped_share.right(ratio, -advantages, mask))
 
 
 @clipped_share.mistake(
-    "only A > 0 is looked at: with A < 0 a token is stopped below 0.8 and, dually, above 3."
+    "only A > 0 is considered: with A < 0 a token is stopped below 0.8 and, dually, above 3."
 )
 def only_positive(ratio: Tensor, advantages: Tensor, mask: Tensor) -> float:
     return _share((advantages[:, None] > 0) & (ratio > 1.2), mask)
@@ -294,7 +294,7 @@ def no_dual_counted(ratio: Tensor, advantages: Tensor, mask: Tensor) -> float:
 
 
 @clipped_share.mistake(
-    "tokens of A = 0 are counted as stopped: they have no gradient that a clip could stop."
+    "tokens with A = 0 are counted as stopped: they have no gradient that a clip could stop."
 )
 def zero_counted(ratio: Tensor, advantages: Tensor, mask: Tensor) -> float:
     a = advantages[:, None]
@@ -320,7 +320,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 @pass_at_k.mistake(
     "1 − (1 − c/n)^k draws with replacement: one right answer may be drawn twice, so it is too "
-    "low. Draw k of the n without putting back."
+    "low. Draw k of the n without replacement."
 )
 def with_replacement(n: int, c: int, k: int) -> float:
     return float(1 - (1 - c / n) ** k)

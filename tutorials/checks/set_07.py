@@ -36,7 +36,7 @@ def new_tokens(prompt: int, starts: list[int], lengths: list[int], width: int) -
 
 @new_tokens.mistake(
     "the branch's prefix is in the mask. Its parent drew it once, so it counts once: m = 0 on the "
-    "tokens that a trajectory has from its parent."
+    "tokens that a trajectory inherits from its parent."
 )
 def prefix_in(prompt: int, starts: list[int], lengths: list[int], width: int) -> Tensor:
     return _between([prompt] * len(starts), [prompt + n for n in lengths], width)
@@ -58,14 +58,14 @@ def prompt_forgotten(prompt: int, starts: list[int], lengths: list[int], width: 
 
 
 @new_tokens.mistake(
-    "the mask marks prompt and prefix as well: m = 1 on a trajectory's own tokens only."
+    "the mask marks prompt and prefix too: m = 1 only on a trajectory's own tokens."
 )
 def prompt_in(prompt: int, starts: list[int], lengths: list[int], width: int) -> Tensor:
     return _between([0] * len(starts), [prompt + n for n in lengths], width)
 
 
 @new_tokens.mistake(
-    "one column too early: these are the rows that PREDICT the new tokens. The mask stands on the "
+    "one column too early: these are the rows that PREDICT the new tokens. The mask marks the "
     "tokens themselves."
 )
 def one_early(prompt: int, starts: list[int], lengths: list[int], width: int) -> Tensor:
@@ -74,7 +74,7 @@ def one_early(prompt: int, starts: list[int], lengths: list[int], width: int) ->
 
 
 @new_tokens.mistake(
-    "a length is taken for the number of new tokens; it counts the inherited ones too, so a branch "
+    "a length is used as the number of new tokens; it counts the inherited ones too, so a branch "
     "ends at prompt + length."
 )
 def length_after_start(prompt: int, starts: list[int], lengths: list[int], width: int) -> Tensor:
@@ -115,7 +115,7 @@ def select(rewards: Tensor, scores: Tensor, sets: Sets, keep: int) -> Tensor:
 
 
 @select.mistake(
-    "the filter came before the advantages: mean and std are of the kept ones alone, so a pruned "
+    "the filter came before the advantages: mean and std are of only the kept ones, so a pruned "
     "failure no longer counts. Advantages come from all G, then the filter [D]."
 )
 def filter_first(rewards: Tensor, scores: Tensor, sets: Sets, keep: int) -> Tensor:
@@ -136,21 +136,19 @@ def roots_compete(rewards: Tensor, scores: Tensor, sets: Sets, keep: int) -> Ten
 
 @select.mistake(
     "Top-N is taken over all branches of the question. It is N of EACH branch set, so that no fork "
-    "loses all it tried."
+    "loses everything it tried."
 )
 def over_all(rewards: Tensor, scores: Tensor, sets: Sets, keep: int) -> Tensor:
     everyone = {0: [i for members in sets.values() for i in members]}
     return _advantages(rewards) * _kept(scores, everyone, keep * len(sets))
 
 
-@select.mistake("the lowest S_IB are kept: a high score is a good one, sort downwards.")
+@select.mistake("the lowest S_IB are kept: a high score is good, so sort in descending order.")
 def lowest(rewards: Tensor, scores: Tensor, sets: Sets, keep: int) -> Tensor:
     return select.right(rewards, -scores, sets, keep)
 
 
-@select.mistake(
-    "pruned branches keep their advantage, so they train all the same: theirs becomes 0."
-)
+@select.mistake("pruned branches keep their advantage, so they still train: set theirs to 0.")
 def nothing_pruned(rewards: Tensor, scores: Tensor, sets: Sets, keep: int) -> Tensor:
     return _advantages(rewards)
 
@@ -204,7 +202,7 @@ def old_without_z(
 
 
 @ratio_and_weight.mistake(
-    "in `plain` the old log-probs are those of sampling, with z, while the new ones are without: "
+    "in `plain` the old log-probs are those of sampling, with z, but the new ones are without: "
     "the gap that [C] ignores. Measure π_old without z."
 )
 def old_with_z(
@@ -226,7 +224,7 @@ def upside_down(
     return (new - old_plain).exp(), (old_z - old_plain).exp().clamp(max=cap)
 
 
-@ratio_and_weight.mistake("the weight has no bound: cut it off at C, so no single token rules.")
+@ratio_and_weight.mistake("the weight has no bound: clip it at C, so that no token dominates.")
 def no_cap(
     mode: str, new: Tensor, old_z: Tensor, old_plain: Tensor, cap: float
 ) -> tuple[Tensor, Tensor]:
@@ -234,7 +232,7 @@ def no_cap(
 
 
 @ratio_and_weight.mistake(
-    "`latent` has no gap to correct, new and old are both with z: its weight is 1."
+    "`latent` has no gap to correct, since new and old are both with z: its weight is 1."
 )
 def weight_everywhere(
     mode: str, new: Tensor, old_z: Tensor, old_plain: Tensor, cap: float
@@ -290,7 +288,7 @@ def pruned_counted(
     return -inside.sum() / mask.sum()
 
 
-@step_loss.mistake("pruned branches are trained: leave the rows out that the filter has pruned.")
+@step_loss.mistake("pruned branches are trained: leave out the rows that the filter has pruned.")
 def pruned_trained(
     terms: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor, kept: Tensor, alpha: float
 ) -> Tensor:
@@ -323,7 +321,7 @@ def no_self_reward(
     return step_loss.right(terms, entropy, advantages, mask, kept, 0.0)
 
 
-@step_loss.mistake("this is J; an optimizer goes down, so the loss is −J.")
+@step_loss.mistake("this is J; an optimizer minimises, so the loss is −J.")
 def not_negated(
     terms: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor, kept: Tensor, alpha: float
 ) -> Tensor:
@@ -393,7 +391,7 @@ def at_equal_steps(
 
 
 @at_equal_tokens.mistake(
-    "one step too far: that step had overdrawn the budget. Take the last one that had not."
+    "one step too far: that step overdrew the budget. Take the last one that didn't."
 )
 def one_too_far(
     tokens_a: list[int], values_a: list[float], tokens_b: list[int], values_b: list[float]

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Exercises 01 · Token entropy
 #
-# **Belongs to** notebook `01_entropy.ipynb`; read it first. **You write** five short functions: the entropy of a token, the rows it is read from, two means,
-# how rich the most uncertain tokens are in decisions, and how many ways K draws open.
+# **Belongs to** notebook `01_entropy.ipynb`; read that first. **You write** five short functions: the entropy of a token, the rows it is read from, two means,
+# how rich in decisions the most uncertain tokens are, and how many ways K draws open.
 #
 # | minutes of work | minutes of computing | memory |
 # |---|---|---|
@@ -10,8 +10,8 @@
 #
 # Computing was measured on one processor core without a GPU. Symbols: question $q$, rollout $o = (o_1 \dots o_T)$, vocabulary size $V$, policy $\pi$. The code counts from 0.
 #
-# **How it works.** Each exercise is a function with a blank. Replace `raise NotImplementedError(…)` by your code, run the cell, then the check below it: it says ✓, or what is
-# wrong. *Difficulty* and *importance* run from 1 to 5. Two helps are folded away: the first is about meaning, the second about code.
+# **How it works.** Each exercise is a function with a blank. Replace `raise NotImplementedError(…)` with your code, run the cell, then run the check below it: it says ✓, or what is
+# wrong. *Difficulty* and *importance* run from 1 to 5. Help is folded away: Help 1 is about meaning, Help 2 about code.
 
 # %%
 import random
@@ -34,7 +34,7 @@ from checks import set_01 as check
 # %% [markdown]
 # ## 1 · Entropy from logits
 #
-# Difficulty ●●○○○ (2/5) · importance ●●●●● (5/5) · 8 minutes · **you learn** what H counts, and what it must not count.
+# Difficulty ●●○○○ (2/5) · importance ●●●●● (5/5) · 8 minutes · **you learn** what H counts and what it must not count.
 #
 # $$H_t = -\sum_v \pi(v|\cdot)\,\log \pi(v|\cdot) \qquad \text{[P]}$$
 #
@@ -63,7 +63,7 @@ def token_entropies(logits: Tensor, vocab_size: int) -> Tensor:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# H is the mean surprise −log π(v), and π(v) is the weight of the mean. A padded id must not take any of the probability: so it has to be gone *before* π is computed. A token with π = 0
+# H is the mean surprise −log π(v), weighted by π(v). A padded id must not take any of the probability, so it has to be removed *before* π is computed. A token with π = 0
 # is never drawn, so it never surprises: its term is 0, although its surprise alone is infinite.
 #
 # </details>
@@ -85,7 +85,7 @@ for row, H in zip(pi, token_entropies(pi.double().log(), 4)):
 # %% [markdown]
 # ## 2 · Which row belongs to which token?
 #
-# Difficulty ●○○○○ (1/5) · importance ●●●●● (5/5) · 5 minutes · **you learn** the slip of one row that raises no error and moves every fork.
+# Difficulty ●○○○○ (1/5) · importance ●●●●● (5/5) · 5 minutes · **you learn** the off-by-one slip that raises no error but moves every fork.
 #
 # A policy has read prompt and solution in one pass. **Row i predicts token i + 1.** Pick the rows that predict the solution's tokens.
 
@@ -109,13 +109,13 @@ def solution_rows(logits: Tensor, start: int) -> Tensor:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# Who decides the solution's first token? The policy, when it has read the prompt to its end: the prompt's last row. And what the row of the solution's last token predicts
+# What decides the solution's first token? The prompt's last row, when the policy has read the prompt to its end. And what the row of the solution's last token predicts
 # was never drawn.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# One index for the batch, one slice for the rows. The slice must have T rows: count its first and its last one.
+# Use one index for the batch and one slice for the rows. The slice must have T rows: check the first and the last one.
 #
 # </details>
 
@@ -123,7 +123,7 @@ def solution_rows(logits: Tensor, start: int) -> Tensor:
 check.solution_rows(solution_rows)
 
 # %% [markdown]
-# Now both functions on the running example's fourth solution, the one by `Factor`. Notebook 01 showed its first.
+# Now use both functions on the running example's fourth solution, the one with `Factor`. Notebook 01 showed the first.
 
 # %% tags=["expected"]
 policy = load_policy("tiny-base", dtype=torch.float64)
@@ -139,7 +139,7 @@ mine = replace(factor, entropies=tuple(H.tolist()))
 entropy_strip(replace(trace, rollouts=(mine,)), 0)
 
 # %% [markdown]
-# - Two strategy words stand out, `Split` and `Factor`, and the first factor that is taken apart. If your bright tokens are the blanks *after* these words, you are one row off.
+# - Two strategy words stand out, `Split` and `Factor`, and the first factor to be split. If your bright tokens are the blanks *after* these words, you are one row off.
 #
 # ## 3 · Two means
 #
@@ -172,7 +172,7 @@ def two_means(entropies: list[list[float]]) -> tuple[float, float]:
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# `fmean` takes any iterable: once a flat list, once a generator of means.
+# `fmean` takes any iterable: first a flat list, then a generator of means.
 #
 # </details>
 
@@ -202,13 +202,13 @@ for name, some in (("all", rollouts), ("with a guess", guesses),
 # %% [markdown]
 # ## 4 · Does Ω find the decisions?
 #
-# Difficulty ●●●○○ (3/5) · importance ●●●●○ (4/5) · 15 minutes · **you learn** to state a finding as a ratio to a baseline, and to test it by a control.
+# Difficulty ●●●○○ (3/5) · importance ●●●●○ (4/5) · 15 minutes · **you learn** to state a finding as a ratio to a baseline, and to test it with a control.
 #
 # $\Omega = \{t : H_t \text{ in the top 5 \% of this rollout}\}$ [S], ⌈0.05 T⌉ tokens. How many times as frequent are strategy words in Ω as among all tokens of the rollout?
 #
 # $$\text{enrichment} = \frac{\text{share of words in } \Omega}{\text{share of words among all tokens}}$$
 #
-# **Baseline**: 1, by definition. **Negative control**: the same after the entropies were shuffled within the rollout.
+# **Baseline**: 1, by definition. **Negative control**: the same after shuffling the entropies within the rollout.
 
 
 # %% tags=["exercise"]
@@ -233,7 +233,7 @@ def enrichment(
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# Two shares with different denominators: |Ω| in the one, T in the other. If Ω were picked blindly, both would be equal on average and the ratio 1.
+# There are two shares with different denominators: |Ω| in one, T in the other. If Ω were picked blindly, both would be equal on average and the ratio would be 1.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
@@ -273,13 +273,13 @@ view.figure.update_layout(title_text="Strategy words in Ω; 1 is chance")
 view
 
 # %% [markdown]
-# - The control's interval holds 1. So what is found is found by the *place* of the entropy, not by the counting.
+# - The control's interval contains 1. So the words are found by *where* the entropy is, not by how we count.
 #
 # ## 5 · One step further: how many ways do K draws open?
 #
-# Difficulty ●●●○○ (3/5) · importance ●●●●○ (4/5) · 8 minutes · **you learn** why a fork of a collapsed policy buys nothing.
+# Difficulty ●●●○○ (3/5) · importance ●●●●○ (4/5) · 8 minutes · **you learn** why forking a collapsed policy gains nothing.
 #
-# K branches are drawn afresh at a fork whose next token has the distribution π. How many *different* tokens do they start with, on average? A token v is among them unless all K
+# K branches are drawn at a fork whose next token has the distribution π. With how many *different* tokens do they start, on average? A token v is among them unless all K
 # draws miss it.
 
 
@@ -299,12 +299,12 @@ def expected_distinct(pi: Tensor, k: int) -> float:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# The number of different tokens is a sum over v of "v was drawn at least once", 1 or 0. The mean of a sum is the sum of the means, so no combinations need be counted.
+# The number of different tokens is a sum over v of "v was drawn at least once", 1 or 0. The mean of a sum is the sum of the means, so you need not count combinations.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# The chance that one draw misses v is 1 − π(v); that k draws miss it, its k-th power. One line on the whole tensor, and a sum.
+# The chance that one draw misses v is 1 − π(v); the chance that k draws miss it is the k-th power of that. One line on the whole tensor, and a sum.
 #
 # </details>
 
@@ -344,12 +344,12 @@ replace(view, description=f"Different tokens in K = 3 draws: {words}.")
 #
 # ## Discuss
 #
-# Ω takes 5 % of *every* rollout, however certain the policy is. Would a threshold in nats be the better rule for choosing forks during training, while the policy is collapsing? What would the number of
-# branches in a batch do?
+# Ω takes 5 % of *every* rollout, however certain the policy is. Would a threshold in nats be a better rule for choosing forks during training, while the policy is collapsing? What would happen to the number of
+# branches in a batch?
 #
 # <details><summary>Some thoughts</summary>
 #
-# A threshold never forks where nothing is open, so no tokens are wasted on copies. But the number of branches then falls as the policy collapses: exploration stops just when it is needed, and groups
-# get different sizes, which changes the advantages. A rank keeps G fixed and pays with forks in name only (notebook 01, section 9). A mixture is possible: rank, but only above a floor.
+# A threshold never forks where nothing is open, so it wastes no tokens on copies. But the number of branches then falls as the policy collapses: exploration stops just when it is needed, and groups
+# get different sizes, which changes the advantages. A rank keeps G fixed, at the price of forks in name only (notebook 01, section 9). A mixture is possible: rank, but only above a floor.
 #
 # </details>

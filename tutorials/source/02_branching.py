@@ -1,17 +1,17 @@
 # %% [markdown]
 # # Exercises 02 · Forks and branches
 #
-# **Belongs to** notebook `02_branching.ipynb`; read it first. **You write** the candidates Ω, the prefix of a fork, the mask of the update, a batch of prefixes of different lengths, and a fair budget. At the end
-# stands a comparison: entropy forks against a baseline and a control.
+# **Belongs to** notebook `02_branching.ipynb`; read that first. **You write** the candidates Ω, the prefix of a fork, the mask of the update, a batch of prefixes of different lengths, and a fair budget. The set
+# ends with a comparison: entropy forks against a baseline and a control.
 #
 # | minutes of work | minutes of computing | memory |
 # |---|---|---|
 # | 45 | 0.3 | 0.7 GB |
 #
-# Computing was measured on one processor core without a GPU. Symbols: a rollout's entropies $H_t$, the fork $t^*$, the prefix $c$ of $p$ tokens (prompt included), $M$ rollouts a question, $K$ branches a fork. The code counts from 0.
+# Computing was measured on one processor core without a GPU. Symbols: a rollout's entropies $H_t$, the fork $t^*$, the prefix $c$ of $p$ tokens (prompt included), $M$ rollouts per question, $K$ branches per fork. The code counts from 0.
 #
-# **How it works.** Each exercise is a function with a blank. Replace `raise NotImplementedError(…)` by your code, run the cell, then the check below it: it says ✓, or what is
-# wrong. *Difficulty* and *importance* run from 1 to 5. Two helps are folded away: the first is about meaning, the second about code.
+# **How it works.** Each exercise is a function with a blank. Replace `raise NotImplementedError(…)` with your code, run the cell, then run the check below it: it says ✓, or what is
+# wrong. *Difficulty* and *importance* run from 1 to 5. Help is folded away: Help 1 is about meaning, Help 2 about code.
 
 # %%
 import math
@@ -58,7 +58,7 @@ def candidates(entropies: list[float], fraction: float) -> list[int]:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# A rank, not a threshold: every rollout has candidates, even if it is certain throughout. Each rollout is ranked by itself.
+# This is a rank, not a threshold: every rollout has candidates, even if it is certain throughout. Each rollout is ranked separately.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
@@ -83,11 +83,11 @@ outside = max(h for h in H if h < lowest)
 entropy_strip(example, 2, threshold=round((lowest + outside) / 2, 2))
 
 # %% [markdown]
-# - 5 % of 59 tokens are 2.95, so three candidates. The first token of the answer is one of them: a fork may be there. `'1'`, the factor that is taken apart, is uncertain too, but another factor isn't another strategy.
+# - 5 % of 59 tokens are 2.95, so there are three candidates. The first token of the answer is one of them: a fork may be there. `'1'`, the factor to be split, is uncertain too, but a different factor isn't a different strategy.
 #
 # ## 2 · The prefix ends before the fork
 #
-# Difficulty ●●○○○ (2/5) · importance ●●●●● (5/5) · 6 minutes · **you learn** why a branch can decide otherwise at all.
+# Difficulty ●●○○○ (2/5) · importance ●●●●● (5/5) · 6 minutes · **you learn** what lets a branch decide otherwise at all.
 #
 # The token at the fork is decided again [D]. Give the prefix $c$ and its number of tokens $p$.
 
@@ -96,7 +96,7 @@ entropy_strip(example, 2, threshold=round((lowest + outside) / 2, 2))
 def prefix_before(
     prompt: list[int], ids: list[int], t_star: int
 ) -> tuple[list[int], int]:
-    """What a branch from t* has in common with its parent.
+    """What a branch from t* shares with its parent.
 
     Args:
         prompt: token ids of the prompt.
@@ -106,7 +106,7 @@ def prefix_before(
     Returns:
         The prefix c; its number of tokens p, prompt included.
     """
-    # --8<-- solution: all that stands before o_t*, and p
+    # --8<-- solution: everything before o_t*, and p
     c = [*prompt, *ids[:t_star]]
     return c, len(c)
     # --8<-- end
@@ -115,12 +115,12 @@ def prefix_before(
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# The fork was chosen because the policy was uncertain which token to put at t\*. If the branch gets this token from its parent, what was uncertain is settled.
+# The fork was chosen because the policy was uncertain which token to put at t\*. If the branch takes this token from its parent, the uncertain part is already settled.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# Two lists, one after the other; a slice `[:n]` ends before position n. Whatever you build, p is its length.
+# Join two lists; a slice `[:n]` ends before position n. Whatever you build, p is its length.
 #
 # </details>
 
@@ -128,7 +128,7 @@ def prefix_before(
 check.prefix_before(prefix_before)
 
 # %% [markdown]
-# Eight branches from the running example's fourth solution at t\* = 34, where it says `Factor`; beside it the **control**: the token kept.
+# Here are eight branches from the running example's fourth solution at t\* = 34, where it says `Factor`; next to them the **control**: the token kept.
 
 # %% tags=["expected"]
 factor, sampling = example.rollouts[3], Sampling(max_new_tokens=160)
@@ -154,7 +154,7 @@ for name, start in (("decided again", c), ("control: kept", kept)):
 #
 # Difficulty ●●○○○ (2/5) · importance ●●●●● (5/5) · 8 minutes · **you learn** to tell new tokens from a prefix and from padding.
 #
-# A tree's trajectories become rows: prompt, then all tokens of the trajectory, then padding on the right. A branch's row holds its parent's tokens too. $m = 1$ on **new** tokens only, so that every drawn token is
+# A tree's trajectories become rows: prompt, then all tokens of the trajectory, then padding on the right. A branch's row holds its parent's tokens too. $m = 1$ only on **new** tokens, so that every drawn token is
 # trained once.
 
 
@@ -166,8 +166,8 @@ def update_mask(
 
     Args:
         prompt: number of tokens of the prompt.
-        starts: tokens that each trajectory has from its parent, G of
-            them; 0 for a root.
+        starts: tokens that each trajectory takes from its parent, G
+            numbers; 0 for a root.
         lengths: tokens of each trajectory, those of the parent included.
 
     Returns:
@@ -184,12 +184,12 @@ def update_mask(
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# Ask of each column: was this token drawn *for this row*? The prompt was not, what a branch has from its parent was drawn for the parent, padding was drawn by nobody.
+# Ask of each column: was this token drawn *for this row*? The prompt wasn't; what a branch takes from its parent was drawn for the parent; nobody drew the padding.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# Compare `torch.arange(width)`, (width,), with two columns of bounds, (G, 1): broadcasting gives (G, width). A loop over rows with `m[i, a:b] = 1` is as good.
+# Compare `torch.arange(width)`, (width,), with two columns of bounds, (G, 1): broadcasting gives (G, width). A loop over rows with `m[i, a:b] = 1` works just as well.
 #
 # </details>
 
@@ -228,7 +228,7 @@ def left_padded(
 
     Args:
         rows: token ids of each prefix, B of them.
-        pad_id: what to fill up with.
+        pad_id: the id to pad with.
 
     Returns:
         ids; mask, 1 on real tokens; positions, 0 on padding;
@@ -247,12 +247,12 @@ def left_padded(
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# A row must not notice its neighbours: with or without them its logits are the same. It can notice them in two ways, by looking at padding and by standing at another position.
+# A row must not notice its neighbours: with or without them, its logits are the same. It can notice them in two ways: by attending to padding, and by being at the wrong position.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# Build ids and mask as lists of lists. The positions follow from the mask: a running sum (`cumsum(-1)`) numbers the real tokens from 1. Padding gets whatever you like that is a valid position: take 0.
+# Build ids and mask as lists of lists. The positions follow from the mask: a running sum (`cumsum(-1)`) numbers the real tokens from 1. Padding may have any valid position: use 0.
 #
 # </details>
 
@@ -294,7 +294,7 @@ print(f"control, positions count columns: {equal} of {len(prefixes)}")
 #
 # Difficulty ●●●○○ (3/5) · importance ●●●●○ (4/5) · 14 minutes · **you learn** to compare ways of exploring at the same number of drawn tokens.
 #
-# A branch costs only its own tokens. Trajectories are taken in order until the next one would exceed the budget. How many are paid for?
+# A branch costs only its own tokens. Trajectories are taken in order until the next one would exceed the budget. How many does the budget pay for?
 
 
 # %% tags=["exercise"]
@@ -304,10 +304,10 @@ def affordable(lengths: list[int], starts: list[int], budget: int) -> int:
     Args:
         lengths: tokens of each trajectory, in the order of taking,
             those of the parent included.
-        starts: tokens that it has from its parent; 0 for a root.
+        starts: tokens that it takes from its parent; 0 for a root.
         budget: drawn tokens; may be met exactly.
     """
-    # --8<-- solution: pay in order until one is too dear
+    # --8<-- solution: pay in order until one is too expensive
     taken = 0
     for length, start in zip(lengths, starts):
         budget -= length - start
@@ -321,12 +321,12 @@ def affordable(lengths: list[int], starts: list[int], budget: int) -> int:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# If prefixes were paid for again, forks would look dearer than they are. If a trajectory that doesn't fit were skipped, the budget would choose short ones, and a short one is often a guess.
+# If prefixes were paid for again, forks would look more expensive than they are. If a trajectory that doesn't fit were skipped, the budget would favour short ones, and a short one is often a guess.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# A loop that subtracts each cost and stops when the rest is negative; or `itertools.accumulate` and a count of the running sums within the budget.
+# Write a loop that subtracts each cost and stops when the rest is negative; or use `itertools.accumulate` and count the running sums within the budget.
 #
 # </details>
 
@@ -334,7 +334,7 @@ def affordable(lengths: list[int], starts: list[int], budget: int) -> int:
 check.affordable(affordable)
 
 # %% [markdown]
-# **Baseline**: independent samples. **Negative control**: as many forks, chosen uniformly. 32 questions, 300 drawn tokens each. A root is followed by its branches.
+# **Baseline**: independent samples. **Negative control**: the same number of forks, chosen uniformly. 32 questions, 300 drawn tokens each. Each root is followed by its branches.
 
 # %%
 task = load_task("shop")
@@ -391,7 +391,7 @@ view.figure.update_layout(
 view
 
 # %% [markdown]
-# - 32 questions are few: read the intervals, not the order of the means. On 200 questions (notebook 02, section 8) independent samples are ahead, then entropy forks, then uniform ones. Uniform forks lie later, so this control mixes place and depth; the notebook has one of equal depth.
+# - 32 questions are few: read the intervals, not the order of the means. On 200 questions (notebook 02, section 8) independent samples are ahead, then entropy forks, then uniform ones. Uniform forks lie later, so this control mixes uncertainty and depth; the notebook has one of equal depth.
 #
 # ## Discuss
 #
@@ -399,8 +399,8 @@ view
 #
 # <details><summary>Some thoughts</summary>
 #
-# A branch set shares its prefix, so a difference in reward within the set can be credited to what follows the fork: better credit, not more variety. When prefixes are long and dear (thousands of tokens), a branch near the end
-# costs little, while an independent sample pays for everything again. And on a collapsed policy neither opens anything; there the branches must be told to differ, by latents. To measure: the variance of the advantage within branch sets,
-# or reward per drawn token on questions that only a late step decides.
+# A branch set shares its prefix, so a difference in reward within the set can be credited to what follows the fork: better credit assignment, not more variety. When prefixes are long and expensive (thousands of tokens), a branch near the end
+# costs little, while an independent sample pays for everything again. And on a collapsed policy neither opens anything; there, latents must tell the branches to differ. You could measure the variance of the advantage within branch sets,
+# or the reward per drawn token on questions that only a late step decides.
 #
 # </details>

@@ -1,17 +1,17 @@
 # %% [markdown]
 # # Exercises 03 · Latents
 #
-# **Belongs to** notebook `03_latents.ipynb`; read it first. **You write** the embedding, the KL of the ELBO, free bits, mirrored latents and a measure of what they open. At the end the bundled latents steer a collapsed policy, beside a
+# **Belongs to** notebook `03_latents.ipynb`; read that first. **You write** the embedding, the KL of the ELBO, free bits, mirrored latents and a measure of what they open. At the end the bundled latents steer a collapsed policy, compared with a
 # baseline and two controls.
 #
 # | minutes of work | minutes of computing | memory |
 # |---|---|---|
 # | 40 | 0.2 | 0.7 GB |
 #
-# Computing was measured on one processor core without a GPU. Symbols: prefix $c$, latent $z \in \mathbb{R}^{d_z}$, prior $P(z|c) = N(\mu_p, \mathrm{diag}\,\sigma_p^2)$, posterior $Q(z|c, \text{continuation}) = N(\mu_q, \mathrm{diag}\,\sigma_q^2)$, $K$ latents a fork.
+# Computing was measured on one processor core without a GPU. Symbols: prefix $c$, latent $z \in \mathbb{R}^{d_z}$, prior $P(z|c) = N(\mu_p, \mathrm{diag}\,\sigma_p^2)$, posterior $Q(z|c, \text{continuation}) = N(\mu_q, \mathrm{diag}\,\sigma_q^2)$, $K$ latents per fork.
 #
-# **How it works.** Each exercise is a function with a blank. Replace `raise NotImplementedError(…)` by your code, run the cell, then the check below it: it says ✓, or what is
-# wrong. *Difficulty* and *importance* run from 1 to 5. Two helps are folded away: the first is about meaning, the second about code.
+# **How it works.** Each exercise is a function with a blank. Replace `raise NotImplementedError(…)` with your code, run the cell, then run the check below it: it says ✓, or what is
+# wrong. *Difficulty* and *importance* run from 1 to 5. Help is folded away: Help 1 is about meaning, Help 2 about code.
 
 # %%
 import random
@@ -58,7 +58,7 @@ def mean_embedding(states: Tensor, mask: Tensor) -> Tensor:
         mask: m, 1 on the tokens that count, else 0, (B, T).
 
     Returns:
-        One embedding a row, (B, d).
+        One embedding per row, (B, d).
     """
     # --8<-- solution: divide the masked sum by the count
     counted = mask[..., None].to(states.dtype)  # (B, T, 1)
@@ -69,12 +69,12 @@ def mean_embedding(states: Tensor, mask: Tensor) -> Tensor:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# A row of 3 tokens in a batch of width 60 must get the embedding that it gets alone. Padding has hidden states too; they must neither be added nor counted.
+# A row of 3 tokens in a batch of width 60 must get the same embedding as it gets alone. Padding has hidden states too; they must be neither added nor counted.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# `mask[..., None]` has the shape (B, T, 1) and multiplies (B, T, d) row by row. Sum over T in the numerator and in the denominator.
+# `mask[..., None]` has shape (B, T, 1) and multiplies (B, T, d) row by row. Sum over T in the numerator and in the denominator.
 #
 # </details>
 
@@ -104,7 +104,7 @@ for name, pooled in (
     print(f"{name:25}", *(f"{m:5.2f}" for m in moved))
 
 # %% [markdown]
-# - How far an embedding moves when it is computed in a batch, in units of its length. Only the longest two rows are safe from the control's fault.
+# - This shows how far an embedding moves when it is computed in a batch, in units of its length. Only the two longest rows are safe from the control's fault.
 #
 # ## 2 · KL, the right way round
 #
@@ -112,14 +112,14 @@ for name, pooled in (
 #
 # $$KL(Q\|P)_d = \log\frac{\sigma_{p,d}}{\sigma_{q,d}} + \frac{\sigma_{q,d}^2 + (\mu_{q,d}-\mu_{p,d})^2}{2\sigma_{p,d}^2} - \frac12$$
 #
-# The released code has it reversed [C].
+# The released code reverses it [C].
 
 
 # %% tags=["exercise"]
 def gaussian_kl(
     mu_q: Tensor, sigma_q: Tensor, mu_p: Tensor, sigma_p: Tensor
 ) -> Tensor:
-    """KL(Q‖P) of each dimension in nats.
+    """KL(Q‖P) of each dimension, in nats.
 
     Args:
         mu_q, sigma_q: mean and standard deviation of Q, (B, d_z).
@@ -138,12 +138,12 @@ def gaussian_kl(
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# KL(Q‖P) is the mean of log Q − log P over draws *from Q*: what it costs to believe P where Q is true. Two tests that need no computer: it is 0 for Q = P, and a Q that is sure of its z (small σ_q) costs more, but only by a logarithm.
+# KL(Q‖P) is the mean of log Q − log P over draws *from Q*: the cost of believing P where Q is true. Two tests need no computer: it is 0 for Q = P, and a Q that is sure of its z (small σ_q) costs more, but only logarithmically.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# Write the terms down in the order of the formula. `.square()` for squares; nothing is summed.
+# Write down the terms in the order of the formula. Use `.square()` for squares; don't sum.
 #
 # </details>
 
@@ -161,7 +161,7 @@ for row in zip(mu_q[0], sigma_q[0], there, back):
     print("{:4.1f}  {:4.1f}  {:8.4f}  {:8.4f}".format(*row))
 
 # %% [markdown]
-# - The first is the page's own question (2.3181). The last, a posterior that is sure, costs 2.3 nats and reversed 97: the reversed KL forbids z to know anything.
+# - The first answers the notebook's question (2.3181). The last, a posterior that is sure, costs 2.3 nats, and 97 reversed: the reversed KL doesn't let z know anything.
 #
 # ## 3 · Free bits
 #
@@ -176,7 +176,7 @@ def charged_kl(kl: Tensor, free_bits: float) -> Tensor:
 
     Args:
         kl: KL(Q‖P) of each example and dimension, (B, d_z).
-        free_bits: λ, nats of each dimension that cost no more.
+        free_bits: λ, nats per dimension that are free.
 
     Returns:
         A scalar tensor.
@@ -189,12 +189,12 @@ def charged_kl(kl: Tensor, free_bits: float) -> Tensor:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# Below λ nothing is gained by saying less, so z needn't fall silent. λ is granted to a *dimension*, on average over the batch, not to each example.
+# Below λ, z gains nothing by saying less, so it needn't fall silent. λ is granted to a *dimension*, on average over the batch, not to each example.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# Three operations, in the formula's order from the inside out. `clamp(min=…)` is the max with a number.
+# Three operations, in the formula's order from the inside out. `clamp(min=…)` takes the max with a number.
 #
 # </details>
 
@@ -202,7 +202,7 @@ def charged_kl(kl: Tensor, free_bits: float) -> Tensor:
 check.charged_kl(charged_kl)
 
 # %% [markdown]
-# Your two functions on the bundled latents: posterior and prior of held-out forks, and the library's `elbo` beside them.
+# Now use your two functions on the bundled latents: posterior and prior of held-out forks, compared with the library's `elbo`.
 
 # %% tags=["expected"]
 grpo, task = load_policy("tiny-grpo"), load_task("shop")
@@ -239,7 +239,7 @@ replace(view, description=(
 #
 # Difficulty ●●●○○ (3/5) · importance ●●●○○ (3/5) · 9 minutes · **you learn** a coupled draw: each latent is still distributed as the prior, but two of them know of each other.
 #
-# From $n$ draws of noise $\epsilon$ make $K = 2n$ latents: $\mu_p + \sigma_p\,\epsilon$, and each of them mirrored at $\mu_p$.
+# From $n$ draws of noise $\epsilon$, make $K = 2n$ latents: $\mu_p + \sigma_p\,\epsilon$, and each of them mirrored at $\mu_p$.
 
 
 # %% tags=["exercise"]
@@ -263,12 +263,12 @@ def mirrored(mu: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# A Gaussian is symmetric about its mean: the mirror image of a draw is as likely as the draw. So nothing about a single latent changes; but a pair can't lie on the same side.
+# A Gaussian is symmetric about its mean: the mirror image of a draw is as likely as the draw. So nothing changes for a single latent; but a pair can't lie on the same side.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# `mu[:, None]` has the shape (B, 1, d_z) and fits (B, n, d_z). `torch.cat([a, b], 1)` joins along the second dimension.
+# `mu[:, None]` has shape (B, 1, d_z) and fits (B, n, d_z). `torch.cat([a, b], 1)` joins along the second dimension.
 #
 # </details>
 
@@ -292,13 +292,13 @@ for name, z in (("independent", free), ("mirrored", pairs)):
     print(f"{name:12} size {size:.1f} σ_p, a pair apart {apart:.1f} σ_p")
 
 # %% [markdown]
-# - Equally long latents, further apart: √2 times as far in a pair.
+# - The latents are equally long but further apart: √2 times as far within a pair.
 #
 # ## 5 · What do latents open?
 #
 # Difficulty ●●○○○ (2/5) · importance ●●●●○ (4/5) · 10 minutes · **you learn** to measure variety within a branch set, and to tell what a latent knows from how loud it is.
 #
-# A branch set is the first words of the K branches of one fork. How many different strategies does a set hold, on average?
+# Here a branch set is the first words of the K branches of one fork. How many different strategies does a set contain, on average?
 
 
 # %% tags=["exercise"]
@@ -317,12 +317,12 @@ def coverage(sets: list[list[str]], strategies: list[str]) -> float:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# Four branches that all say Split hold one strategy, four that say Split, Guess, Split and a blank hold two. Which fork is which must not matter: count within, average between.
+# Four branches that all say Split contain one strategy; four that say Split, Guess, Split and a blank contain two. Which fork is which must not matter: count within sets, average between them.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# `set(…)` drops repetitions, `&` keeps what is in both sets, `fmean` takes a generator.
+# `set(…)` drops repetitions, `&` keeps what is in both sets, and `fmean` takes a generator.
 #
 # </details>
 
@@ -352,8 +352,8 @@ def first_words(z):
 
 
 # %% [markdown]
-# **Baseline**: plain re-sampling, no z. **Negative control**: z ~ N(0, I). It is a quarter as long as the CVAE's z, so beside it `matched`: a random direction with the length of a draw from the prior at the same prefix.
-# And a control for the mirrored draw: the same words, dealt to the sets anew.
+# **Baseline**: plain re-sampling, no z. **Negative control**: z ~ N(0, I). It is a quarter as long as the CVAE's z, so there is also `matched`: a random direction with the length of a draw from the prior at the same prefix.
+# And a control for the mirrored draw: the same words, dealt to the sets again.
 
 # %% tags=["expected"]
 names = list(STRATEGIES)
@@ -388,18 +388,18 @@ replace(view, description=(
 ))
 
 # %% [markdown]
-# - The collapsed policy writes one strategy, with N(0, I) no more; the CVAE's latents open more than two. But noise that is as long as they are opens 2.2 of these 2.5: **variety needs mostly size**. What z *knows* shows in which word comes (notebook 03, section 9), not in how
+# - The collapsed policy writes one strategy, and no more with N(0, I); the CVAE's latents open more than two. But noise as long as they are opens 2.2 of these 2.5: **variety needs mostly size**. What z *knows* shows in which word comes (notebook 03, section 9), not in how
 #   many words come.
-# - Mirroring adds nothing that so few forks could show: the intervals overlap, with its own control too (the words dealt anew).
+# - Mirroring adds nothing that so few forks could show: the intervals overlap, even with its own control (the words dealt again).
 #
 # ## Discuss
 #
 # At the optimum of the ELBO, mixing over the prior gives back the training distribution, so K independent latents are as varied as K samples of the *base*. Would you then train the latents on the traces of a policy
-# that explores more, for example at temperature 1.5? What could go wrong, and what would be a fair baseline for it?
+# that explores more, for example at temperature 1.5? What could go wrong, and what would be a fair baseline?
 #
 # <details><summary>Some thoughts</summary>
 #
-# Hotter traces hold more strategies and more nonsense, and z learns both: a latent may then ask for a slip. Balancing by strategy, or keeping only right traces, helps, but the second uses the answers, which the baseline must be allowed
-# to use as well. A fair baseline samples at 1.5 itself, with the same number of drawn tokens. And look at reward, not only at coverage.
+# Hotter traces contain more strategies and more nonsense, and z learns both: a latent may then ask for a slip. Balancing by strategy helps, and so does keeping only right traces, but the latter uses the answers, which the baseline must then be allowed
+# to use too. A fair baseline samples at 1.5 itself, with the same number of drawn tokens. And look at reward, not only at coverage.
 #
 # </details>

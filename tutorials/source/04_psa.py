@@ -1,18 +1,18 @@
 # %% [markdown]
 # # Exercises 04 · PSA: how z enters
 #
-# **Belongs to** notebook `04_psa.ipynb`; read it first. **You write** five short functions: the strength γ(s), attention with a slot, the slot's place among the keys, the rows that
-# are read with z, and a measure of what z brings.
+# **Belongs to** notebook `04_psa.ipynb`; read that first. **You write** five short functions: the strength γ(s), attention with a slot, the slot's place among the keys, the rows that
+# are read with z, and a measure of what z adds.
 #
 # | minutes of work | minutes of computing | memory |
 # |---|---|---|
 # | 42 | 0.2 | 0.6 GB |
 #
 # Computing was measured on one processor core without a GPU. Symbols: latent $z$, slot $k_z = U_k z$, $v_z = U_v z$; $p$ tokens before the fork, $s$ tokens since it;
-# strength $\gamma(s)$. $q, K, V$ are those of attention. The code counts from 0.
+# strength $\gamma(s)$. $q, K, V$ are those of attention here. The code counts from 0.
 #
-# **How it works.** Each exercise is a function with a blank. Replace `raise NotImplementedError(…)` by your code, run the cell, then the check below it: it says ✓, or what is
-# wrong. *Difficulty* and *importance* run from 1 to 5. Two helps are folded away: the first is about meaning, the second about code.
+# **How it works.** Each exercise is a function with a blank. Replace `raise NotImplementedError(…)` with your code, run the cell, then run the check below it: it says ✓, or what is
+# wrong. *Difficulty* and *importance* run from 1 to 5. Help is folded away: Help 1 is about meaning, Help 2 about code.
 
 # %%
 import math
@@ -45,7 +45,7 @@ from checks import set_04 as check
 # %% [markdown]
 # ## 1 · z speaks, then fades
 #
-# Difficulty ●●○○○ (2/5) · importance ●●●●○ (4/5) · 7 minutes · **you learn** where z is open, where it is closed, and why the logarithm is never taken of γ itself.
+# Difficulty ●●○○○ (2/5) · importance ●●●●○ (4/5) · 7 minutes · **you learn** where the slot is open, where it is closed, and why you never take the logarithm of γ itself.
 #
 # $$\gamma(s) = \gamma_0\, e^{-s/s_0} \;\text{ for } s \ge 0 \quad \text{[D]}, \qquad \log\gamma = -\infty \;\text{ for rows before the fork}$$
 #
@@ -74,7 +74,7 @@ def log_strength(since: Tensor, gamma_0: float, s_0: float) -> Tensor:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# The logarithm of a product is a sum: one part that is fixed at the fork, one that falls by 1/s₀ with every token. A computer rounds e⁻⁸⁰⁰ to 0, but −800 is a number like any other.
+# The logarithm of a product is a sum: one part is fixed at the fork, the other falls by 1/s₀ with every token. A computer rounds e⁻⁸⁰⁰ to 0, but −800 is a number like any other.
 # Rows before the fork must not know z at all: weight 0, and log 0 = −∞.
 #
 # </details>
@@ -97,7 +97,7 @@ constant = Strength(0.5, None).log_gamma(s).exp().tolist()
 gamma_curves({**ours, "control: constant ½": constant})
 
 # %% [markdown]
-# - Half of γ is gone after s₀ · log 2 tokens. The bundled latents have s₀ = ½: z acts on the decision and on hardly anything after it.
+# - Half of γ is gone after s₀ · log 2 tokens. The bundled latents have s₀ = ½: z acts on the decision and hardly on anything after it.
 #
 # ## 2 · Attention with a slot
 #
@@ -105,7 +105,7 @@ gamma_curves({**ours, "control: constant ½": constant})
 #
 # $$o = \text{softmax}\big([\;q\cdot k_z/\sqrt d + \log\gamma\;;\; qK^\top/\sqrt d\;]\big)\;[v_z; V]$$
 #
-# One head, one row; z gives K and V a slot, Q none [P]; log γ in the score [D].
+# This is one head and one row. z adds a slot to K and V, but not to Q [P]; log γ is in the score [D].
 
 
 # %% tags=["exercise"]
@@ -121,7 +121,7 @@ def attend(
 
     Args:
         query: q, (d,).
-        keys: K, the tokens that this row sees, (T, d).
+        keys: K, of the tokens that this row sees, (T, d).
         values: V, (T, d).
         key_z: k_z, (d,).
         value_z: v_z, (d,).
@@ -141,13 +141,13 @@ def attend(
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# The slot is one more token that only this row sees. Softmax turns scores into weights by exp, and exp(score + log γ) = γ · exp(score): so γ times the weight that an open slot would have,
-# before all weights are made to sum to 1. With γ = 0 the weight is 0, and the tokens share everything as if z didn't exist.
+# The slot is one extra token that only this row sees. Softmax turns scores into weights with exp, and exp(score + log γ) = γ · exp(score): γ times the weight that an open slot would have,
+# before all weights are scaled to sum to 1. With γ = 0 the weight is 0, and the tokens share everything as if z didn't exist.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# `a @ b` of two vectors is a scalar tensor, `a[None]` makes a tensor of length 1 of it. `torch.cat` puts it in front of the T scores; the values need the same order.
+# `a @ b` of two vectors is a scalar tensor; `a[None]` turns it into a tensor of length 1. `torch.cat` puts it in front of the T scores; the values need the same order.
 #
 # </details>
 
@@ -155,7 +155,7 @@ def attend(
 check.attend(attend)
 
 # %% [markdown]
-# Your function tells the slot's weight, too: let $v_z$ be a 1 where all tokens have a 0. **Negative control**: γ in the wrong place, as a factor of $k_z$ and so of the score.
+# Your function also reveals the slot's weight: let $v_z$ be 1 where all tokens have 0. **Negative control**: γ in the wrong place, as a factor of $k_z$ and so of the score.
 
 # %%
 query = torch.tensor([2.0, 0.0, 0.0, 0.0])  # q of notebook 04, step 1
@@ -193,9 +193,9 @@ replace(view, description=(
 #
 # ## 3 · The slot has no place in the text
 #
-# Difficulty ●●○○○ (2/5) · importance ●●●○○ (3/5) · 7 minutes · **you learn** why one more column must not move a single token.
+# Difficulty ●●○○○ (2/5) · importance ●●●○○ (3/5) · 7 minutes · **you learn** why an extra column must not move a single token.
 #
-# Keys of tokens are turned by an angle that depends on their position ("rotary"). The slot's key isn't, and the tokens keep their positions [D]. The slot is column 0.
+# Keys of tokens are rotated by an angle that depends on their position ("rotary"). The slot's key isn't, and the tokens keep their positions [D]. The slot is column 0.
 
 
 # %% tags=["exercise"]
@@ -208,13 +208,13 @@ def key_columns(
 
     Args:
         key_z: k_z, (d,).
-        keys: of the tokens 0 … T − 1, not turned yet, (T, d).
-        rope: takes keys (n, d) and their positions (n,), and turns them.
+        keys: of the tokens 0 … T − 1, not rotated yet, (T, d).
+        rope: rotates keys (n, d) by their positions (n,).
 
     Returns:
         The slot, then the tokens, (1 + T, d).
     """
-    # --8<-- solution: turn the tokens, then put the slot first
+    # --8<-- solution: rotate the tokens, then put the slot first
     turned = rope(keys, torch.arange(len(keys)))
     return torch.cat([key_z[None], turned])
     # --8<-- end
@@ -223,13 +223,13 @@ def key_columns(
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# A position says where in the text a token stands, and the policy has learnt how far "three tokens ago" is. z stands nowhere in the text. And a token doesn't move because
-# something is written beside it: its column is one further, its position isn't.
+# A position says where in the text a token is, and the policy has learnt how far "three tokens ago" is. z is nowhere in the text. And a token doesn't move because
+# something is added next to it: its column is one further, its position isn't.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# `torch.arange(T)` are the positions. First turn, then join by `torch.cat`: whatever is joined before it is turned as well.
+# The positions are `torch.arange(T)`. First rotate, then join with `torch.cat`: whatever you join earlier is rotated too.
 #
 # </details>
 
@@ -237,7 +237,7 @@ def key_columns(
 check.key_columns(key_columns)
 
 # %% [markdown]
-# Now with the keys of a real policy, `tiny-grpo`, beside what its own cache holds: prompt and first product of the running example, p = 66 tokens.
+# Now use the keys of a real policy, `tiny-grpo`, and compare with what its own cache holds: prompt and first product of the running example, p = 66 tokens.
 
 # %%
 torch.set_grad_enabled(False)  # nothing is trained here
@@ -278,9 +278,9 @@ print("control: the slot counted as a token:",
 # %% [markdown]
 # ## 4 · Which rows are read with z?
 #
-# Difficulty ●●●○○ (3/5) · importance ●●●●● (5/5) · 8 minutes · **you learn** the slip of one row after which z does nothing at all, and nothing complains.
+# Difficulty ●●●○○ (3/5) · importance ●●●●● (5/5) · 8 minutes · **you learn** the off-by-one slip after which z does nothing at all, and nothing complains.
 #
-# A branch of n tokens starts at a fork: p tokens are fixed, token number p is to be drawn with z. Rows before the fork are read without z and kept in the cache. **Row i predicts
+# A branch of n tokens starts at a fork: p tokens are fixed; token number p will be drawn with z. Rows before the fork are read without z and kept in the cache. **Row i predicts
 # token i + 1.** How many tokens stay in the cache, which positions do the rows with z have, and which s?
 
 
@@ -305,13 +305,13 @@ def rows_with_z(p: int, n: int) -> tuple[int, list[int], list[int]]:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# Who decides token p? The row that reads token p − 1. It was read before, without z, for the prefix is older than the fork. If z is to have a say in the decision, this row must be
-# forgotten and read again. And the last token that is drawn isn't read by anyone.
+# What decides token p? The row that reads token p − 1. It was read before, without z, because the prefix is older than the fork. If z is to have a say in the decision, this row must be
+# forgotten and read again. And nothing reads the last token that is drawn.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# Write the case p = 66, n = 3 on paper: tokens 66, 67, 68 are predicted by which rows? The positions are those of the text: the slot's column doesn't count. `range` stops before its end.
+# Work out the case p = 66, n = 3 on paper: which rows predict tokens 66, 67 and 68? The positions are those of the text: the slot's column doesn't count. `range` stops before its end.
 #
 # </details>
 
@@ -319,7 +319,7 @@ def rows_with_z(p: int, n: int) -> tuple[int, list[int], list[int]]:
 check.rows_with_z(rows_with_z)
 
 # %% [markdown]
-# `read` follows your plan through the policy: cache, slot, then the rows with z. z is the one that the CVAE's posterior infers from the running example's solution by `Factor`.
+# `read` runs your plan through the policy: cache, slot, then the rows with z. z is what the CVAE's posterior infers from the running example's solution with `Factor`.
 
 # %%
 def read(tokens, use, plan):
@@ -377,7 +377,7 @@ print("control, one position too far: logits off by more than 0.1:",
 #
 # Difficulty ●●○○○ (2/5) · importance ●●●●● (5/5) · 10 minutes · **you learn** to tell a latent that steers from one that only disturbs.
 #
-# Many sets of K = 6 branches start at the fork, each branch with its own z. Of each set two numbers: how many **different strategies** its first words name, and the **share of the
+# Many sets of K = 6 branches start at the fork, each branch with its own z. Compute two numbers for each set: how many **different strategies** its first words name, and the **share of the
 # branches that say the word their z was made for**.
 
 
@@ -388,8 +388,8 @@ def set_scores(
     """Variety and obedience of sets of K branches.
 
     Args:
-        words: the first word of each branch, a row of K for each set.
-        asked: the word that the K latents were made for; all sets alike.
+        words: the first word of each branch, one row of K per set.
+        asked: words that the K latents were made for; same for all sets.
         strategies: words that name a strategy; others may occur.
 
     Returns:
@@ -409,13 +409,13 @@ def set_scores(
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# Noise can make words vary, too: by words that name no strategy, or by strategies that nobody asked for. So the first number counts strategies only, and the second asks whether z was
-# *followed*, branch by branch. A set in which the asked words all occur, but on the wrong branches, was not.
+# Noise can make words vary too, with words that name no strategy or strategies that nobody asked for. So the first number counts only strategies, and the second asks whether z was
+# *followed*, branch by branch. If all the wanted words occur in a set, but on the wrong branches, it wasn't.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# `set(row)` drops repetitions and `&` keeps what is in both sets. `zip(row, asked)` pairs each branch with its word; a sum of comparisons counts the true ones.
+# `set(row)` drops repetitions, and `&` keeps what is in both sets. `zip(row, asked)` pairs each branch with its word; a sum of comparisons counts the true ones.
 #
 # </details>
 
@@ -471,21 +471,21 @@ view.figure.update_layout(title_text="30 sets of 6 branches, one fork")
 view
 
 # %% [markdown]
-# - Re-sampling says `Split` almost always, and N(0, I) brings no more strategies than that: it is too quiet. Noise as long as z brings 2.6 where the prior's z brings 3.1: the first number needs mostly *size*.
-# - The second number needs *z*: only where z was inferred from a continuation do most branches say the word that their z was made for. So a control for variety must be as loud as z, and variety alone is no proof of steering.
-# - The prior's latents vary without being asked: nobody told them a strategy, so their second number is no failure.
+# - Re-sampling almost always says `Split`, and N(0, I) opens no more strategies than that: it is too quiet. Noise as long as z opens 2.6 where the prior's z opens 3.1: the first number needs mostly *size*.
+# - The second number needs *z*: only where z was inferred from a continuation do most branches say the word that their z was made for. So a control for variety must be as loud as z, and variety alone doesn't prove steering.
+# - Nobody told the prior's latents which strategy to name, so their second number is no failure.
 #
 # ## Discuss
 #
-# 1. The slot's key isn't turned, but the row's *query* is, by the row's own position. What does the slot look like to the rows p − 1, p, p + 1 … of a long solution? When would that matter?
+# 1. The slot's key isn't rotated, but the row's *query* is, by the row's own position. What does the slot look like to the rows p − 1, p, p + 1 … of a long solution? When would that matter?
 # 2. z ~ N(0, I) opens nothing here. Would it also fail if the U were trained with z ~ N(0, I) from the start?
 #
 # <details><summary>Some thoughts</summary>
 #
-# 1. A key that isn't turned is a key at position 0: to the query the slot lies at the very start of the prompt, and the later the row, the farther away it is. So z's pull depends a little on
-#    where the fork is. With s₀ of a token or less only the fork's row matters, but forks lie at different places, and U has to learn to be heard from all of them. With a constant γ the pull
+# 1. A key that isn't rotated is a key at position 0: to the query, the slot lies at the very start of the prompt, and the later the row, the farther away it is. So z's pull depends a little on
+#    where the fork is. With s₀ of a token or less, only the fork's row matters, but forks lie at different places, and U has to learn to be heard from all of them. With a constant γ, the pull
 #    would also change along the solution. The sources leave this open, so it is our choice [D].
-# 2. Then z would carry nothing about the continuation: the loss could only fall by ignoring z, and the U would shrink until the slot says the same for every z. What makes z mean something is that
+# 2. Then z would carry nothing about the continuation: the loss could only fall by ignoring z, and the U would shrink until the slot says the same for every z. z gets a meaning because
 #    the posterior *reads* the continuation while U is trained (notebook 03).
 #
 # </details>

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Exercises 05 · Information bottleneck
 #
-# **Belongs to** notebook `05_information_bottleneck.ipynb`; read it first. **You write** five short functions: the reasoning without its box, what it tells about the answer, what it
+# **Belongs to** notebook `05_information_bottleneck.ipynb`; read that first. **You write** five short functions: the reasoning without its box, what it tells about the answer, what it
 # costs, the filter, and the advantages that go with the filter. Together they are stages 7 to 9 of a training step.
 #
 # | minutes of work | minutes of computing | memory |
@@ -11,8 +11,8 @@
 # Computing was measured on one processor core without a GPU. Symbols: question $q$, verified answer $a$, trajectory $o = (o_1 \dots o_T)$, reward $R$, advantage $A$, branch set
 # $B_i$, of which $N$ are kept. The running example has $a$ = 544 and R = [1, 0, 0, 1].
 #
-# **How it works.** Each exercise is a function with a blank. Replace `raise NotImplementedError(…)` by your code, run the cell, then the check below it: it says ✓, or what is
-# wrong. *Difficulty* and *importance* run from 1 to 5. Two helps are folded away: the first is about meaning, the second about code.
+# **How it works.** Each exercise is a function with a blank. Replace `raise NotImplementedError(…)` with your code, run the cell, then run the check below it: it says ✓, or what is
+# wrong. *Difficulty* and *importance* run from 1 to 5. Help is folded away: Help 1 is about meaning, Help 2 about code.
 #
 # $$S_{IB}(o) = \underbrace{\pi(a|q,o)^{1/|a|} - \pi(a|q)^{1/|a|}}_{\text{what } o \text{ tells about } a} - \underbrace{\min(\mathrm{excess}(o), E)}_{\text{what it costs}}
 # \qquad \text{[D], for } S_{IB} = \beta_{IB} I(o;a) - I(q;o) \text{ [P]}$$
@@ -43,7 +43,7 @@ from checks import set_05 as check
 #
 # Difficulty ●○○○○ (1/5) · importance ●●●●● (5/5) · 6 minutes · **you learn** how an answer leaks into its own score.
 #
-# The policy reads a solution and is asked how likely it finds the verified answer. What it reads must not hold the answer's box: cut the text where its **last** box begins.
+# The policy reads a solution, and we ask how likely it finds the verified answer. What it reads must not contain the answer's box: cut the text where its **last** box begins.
 # A text without a box stays as it is.
 
 
@@ -63,13 +63,13 @@ def before_box(text: str) -> str:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# I(o;a) asks whether the *derivation* leads to a. If the box stays, the policy needs no derivation: it copies. What stands behind the box may repeat the answer, so it has to go as well; an
-# earlier box that was taken back is reasoning and stays.
+# I(o;a) asks whether the *derivation* leads to a. If the box stays, the policy needs no derivation: it copies. Text after the box may repeat the answer, so it has to go too; an
+# earlier box that was withdrawn is reasoning and stays.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# `str.rfind` gives the place of the last occurrence, or −1. In a string, a backslash is written `"\\"`.
+# `str.rfind` gives the position of the last occurrence, or −1. In a string, a backslash is written `"\\"`.
 #
 # </details>
 
@@ -78,7 +78,7 @@ check.before_box(before_box)
 
 
 # %% [markdown]
-# `answer_logps` asks a policy: log π of each token of `544}` after `\boxed{`. **Negative control**: the same with the box left in. Three solutions: rollout 0, which is right; rollout 1,
+# `answer_logps` asks a policy for log π of each token of `544}` after `\boxed{`. **Negative control**: the same with the box left in. There are three solutions: rollout 0, which is right; rollout 1,
 # which is wrong, with a box that somebody corrected; and a bare box.
 
 # %%
@@ -119,7 +119,7 @@ for name, text in solutions.items():
 #
 # ## 2 · What it tells about the answer
 #
-# Difficulty ●●○○○ (2/5) · importance ●●●●● (5/5) · 8 minutes · **you learn** three decisions behind one bracket: per token, as a probability, less what was known before.
+# Difficulty ●●○○○ (2/5) · importance ●●●●● (5/5) · 8 minutes · **you learn** three decisions behind one bracket: per token, as a probability, minus what was known before.
 #
 # $$\pi(a|q,o)^{1/|a|} - \pi(a|q)^{1/|a|} \qquad \text{[D]}$$
 #
@@ -128,7 +128,7 @@ for name, text in solutions.items():
 
 # %% tags=["exercise"]
 def told(after: list[float], before: list[float]) -> float:
-    """How much likelier the reasoning makes the answer, per token.
+    """How much more likely the reasoning makes the answer, per token.
 
     Args:
         after: log π of each token of a, after q and o, in nats.
@@ -147,13 +147,13 @@ def told(after: list[float], before: list[float]) -> float:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# The product of four probabilities is smaller than that of two, although the policy may be just as sure. The |a|-th root undoes that: it is the probability of a *typical* token of the
-# answer (their geometric mean). The second root is what the question alone already tells, so that an easy guess earns nothing.
+# The product of four probabilities is smaller than that of two, although the policy may be just as sure. The |a|-th root undoes that: it is the probability of a *typical* answer token
+# (the geometric mean). The second root is what the question alone already tells, so that an easy guess earns nothing.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# log of an |a|-th root = the mean of the logarithms. So: mean first, `math.exp` second, for both lists; then subtract.
+# The log of an |a|-th root is the mean of the logarithms. So take the mean first and `math.exp` second, for both lists; then subtract.
 #
 # </details>
 
@@ -172,7 +172,7 @@ for i, o in enumerate(example.rollouts):
           f" {product:18.2f} {nats:9.1f}")
 
 # %% [markdown]
-# - **Right from wrong, with no box read.** In nats the two wrong ones are 0.4 apart, more than a sober solution costs in all; as probabilities they are alike, both near 0. Without the root an answer of more digits would score lower.
+# - **This tells right from wrong without reading a box.** In nats the two wrong ones are 0.4 apart, more than the total cost of a concise solution; as probabilities they are alike, both near 0. Without the root, an answer with more digits would score lower.
 #
 # ## 3 · What it costs
 #
@@ -180,18 +180,18 @@ for i, o in enumerate(example.rollouts):
 #
 # $$\mathrm{excess}(o) = \tfrac{1}{T_{ref}} \sum_t \min(-\log\pi(o_t|q,o_{<t}),\, \kappa) + \mathrm{rep4}(o) + (T/T_{ref} - 1)_+ \qquad \text{[D]}$$
 #
-# Return min(excess, E) with E = 4, λ = 1. $(x)_+$ is x where it is positive, else 0. T_ref is the usual length in the group, rep4 the share of repeated 4-grams.
+# Return min(excess, E) with E = 4, λ = 1. $(x)_+$ is x if positive, else 0. T_ref is the usual length in the group, rep4 the share of repeated 4-grams.
 
 
 # %% tags=["exercise"]
 def cost(
     nats: list[float], rep4: float, t_ref: float, kappa: float
 ) -> float:
-    """Description length of a trajectory that buys nothing.
+    """Description length of a trajectory that gains nothing.
 
     Args:
         nats: −log π(o_t|q, o_<t) of its T tokens.
-        rep4: share of its 4-grams that came before, 0 to 1.
+        rep4: share of its 4-grams that occurred before, 0 to 1.
         t_ref: usual length in tokens.
         kappa: κ, the most nats that one token adds.
 
@@ -208,13 +208,13 @@ def cost(
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# κ limits one *token*: a slip may cost 10 nats once without outweighing a hundred sober tokens. E limits one *trajectory*: a runaway loop of 300 lines is bad, but not worse than "worst". Both
-# keep a single number from deciding everything. And T_ref divides, not T: whoever pads makes T larger.
+# κ limits one *token*: a slip may cost 10 nats once without outweighing a hundred ordinary tokens. E limits one *trajectory*: a runaway loop of 300 lines is bad, but not worse than "worst". Both
+# keep a single number from deciding everything. And we divide by T_ref, not T, because padding makes T larger.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# One `min` for each token, inside a generator that is summed; one `max` with 0 for the length; one `min` around the whole.
+# Use one `min` per token, inside a generator that is summed; one `max` with 0 for the length; and one `min` around everything.
 #
 # </details>
 
@@ -222,7 +222,7 @@ def cost(
 check.cost(cost)
 
 # %% [markdown]
-# Your two parts make S_IB. We score the four kinds of trace of the paper's case study on 30 problems: written by fixed recipes, one seed for all four of a problem (notebook 05, part 3).
+# Your two parts make S_IB. We score the four kinds of trace from the paper's case study on 30 problems: they are written by fixed recipes, with one seed for all four traces of a problem (notebook 05, part 3).
 
 # %%
 def scored(traces):
@@ -257,9 +257,9 @@ view.figure.update_layout(height=370)
 view
 
 # %% [markdown]
-# - Up is "tells the answer", right is "costs". Neither axis alone separates the four kinds; drifts lie below, verbose traces and loops to the right.
+# - Up is "tells the answer", right is "costs". Neither axis alone separates the four kinds: drifts lie below, verbose traces and loops to the right.
 #
-# Which order do the scores give? **Baselines**: the reward R, which sees the box only, and your cost by itself. **Negative control**: your scores, shuffled within each problem; the picture adds them by itself.
+# Which order do the scores give? **Baselines**: the reward R, which sees only the box, and your cost alone. **Negative control**: your scores, shuffled within each problem; the picture adds them automatically.
 
 # %% tags=["expected"]
 ranks = {
@@ -275,10 +275,10 @@ view.figure.update_layout(
 view
 
 # %% [markdown]
-# - The paper's order is concise > drift > verbose > loop; the middle two are close. The reward can't tell a loop from a concise solution: three of four have it right.
-# - **The cost alone gives this order more sharply than S_IB does.** By such recipes one would leave the answer's part out. They fail by their form, and a cost sees form; whether it also tells right from wrong among the policy's own
-#   solutions is another question, and notebook 05, part 4, has the answer: much less than S_IB. A ranking is only as good as the traces it is tried on.
-# - Shuffled scores know nothing, so ½ for all. The bars are means of 20 shuffles and reach from the lowest to the highest of a single one: that far chance alone goes with 30 problems.
+# - The paper's order is concise > drift > verbose > loop; the middle two are close. The reward can't tell a loop from a concise solution: three of the four kinds have the right box.
+# - **The cost alone gives this order more sharply than S_IB does.** Judged by such recipes, one would drop the answer part. These traces fail in form, and a cost sees form. Whether it also tells right from wrong among the policy's own
+#   solutions is another question, which notebook 05, part 4, answers: much less than S_IB. A ranking is only as good as the traces it is tried on.
+# - Shuffled scores know nothing, so all get ½. The bars are means of 20 shuffles, with a range from the lowest to the highest single shuffle: with 30 problems, chance alone goes that far.
 #
 # ## 4 · The filter
 #
@@ -286,7 +286,7 @@ view
 #
 # $$\mathrm{keep}_i = \mathrm{TopN}_{j \in B_i}\, S_{IB}(o_j) \qquad \text{[P]}$$
 #
-# Roots are in no branch set and always kept [D].
+# Roots are in no branch set and are always kept [D].
 
 
 # %% tags=["exercise"]
@@ -316,13 +316,13 @@ def keep_best(
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# The branches of one set share their prefix, so a higher score is due to what *they* did. Branches of different sets had different starting points; put into one list, the easier start would
+# The branches of one set share their prefix, so a higher score is due to what *they* did. Branches of different sets had different starting points; in one list, the easier start would
 # win. A root is the only trajectory that trains the prefix.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# Start with everybody kept, so that roots need no thought. `sorted(members, key=…)` gives indices; what stands after the first N of them goes.
+# Start with everything kept, so that roots need no special case. `sorted(members, key=…)` gives indices; prune all after the first N.
 #
 # </details>
 
@@ -347,7 +347,7 @@ for n in (2, 1):
 #
 # $$A_i = \frac{R_i - \text{mean}}{\text{std} + \varepsilon} \quad\text{over all } G, \qquad \varepsilon = 10^{-4}, \text{ ddof } 1$$
 #
-# What pushes is A where a trajectory is kept, and 0 where it is pruned [D].
+# The push is A if a trajectory is kept, and 0 if it is pruned [D].
 
 
 # %% tags=["exercise"]
@@ -359,7 +359,7 @@ def push(rewards: Tensor, kept: Tensor) -> Tensor:
         kept: bool, False where the filter pruned, (G,).
 
     Returns:
-        A of the kept ones, 0 for the pruned ones, (G,).
+        A of the kept ones, 0 of the pruned ones, (G,).
     """
     # --8<-- solution: advantages of all G, then the filter
     spread = rewards.std() + 1e-4
@@ -371,13 +371,13 @@ def push(rewards: Tensor, kept: Tensor) -> Tensor:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# A says how much better a trajectory is than *its group*. Whether the filter keeps it has nothing to do with that: the pruned ones were drawn from the same policy, and they tell how hard the
-# question is. Take them out before, and a group of which only right ones are kept has no level left to be better than.
+# A says how much better a trajectory is than *its group*. Whether the filter keeps it is irrelevant: the pruned ones were drawn from the same policy, and they tell how hard the
+# question is. If you remove them first, and only right ones are kept, the group has no level left to be better than.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# `Tensor.std()` divides by G − 1 by itself. A bool tensor counts as 0 and 1 in a product.
+# `Tensor.std()` divides by G − 1 by default. A bool tensor counts as 0 and 1 in a product.
 #
 # </details>
 
@@ -397,7 +397,7 @@ for n in (2, 1):
 # %% [markdown]
 # - **N = 1: computed after the filter, all advantages are 0**, because only right ones are left. On all G the two keep +0.87: they were right where others failed.
 #
-# Now all five functions on 24 trees of the policy's own (M = 2, K = 3, plain re-sampling). **Baseline**: no filter. **Negative control**: the filter on scores that were shuffled in their tree.
+# Now use all five functions on 24 of the policy's own trees (M = 2, K = 3, plain re-sampling). **Baseline**: no filter. **Negative control**: the filter on scores shuffled within their tree.
 
 # %%
 forest = scored(grow_trees(
@@ -434,14 +434,14 @@ view
 #
 # ## Discuss
 #
-# 1. A solution says `322+222=544` and then `\boxed{534}`. Its box is cut off: what does it get, and is that just? What else than the box could leak the answer?
+# 1. A solution says `322+222=544` and then `\boxed{534}`. Its box is cut off: what score does it get, and is that fair? What besides the box could leak the answer?
 # 2. The filter makes the update positive-only. Is that good or bad for a policy that is about to collapse? What would you keep instead?
 #
 # <details><summary>Some thoughts</summary>
 #
-# 1. It gets nearly the full score for what it tells, with a reward of 0: the derivation is right. One may call that just, since the slip is in copying alone. But a policy that is trained on S_IB alone could
-#    learn to list many results and box none; so the reward stays what the advantages are made of, and S_IB only chooses. Whatever stands right before the box can leak: "so the answer is 544".
-# 2. It pushes towards what was drawn *and* right, hence towards what is already likely: the circle of notebook 06. Keeping the best of the right ones and the best of the wrong ones (`within_outcome`) leaves
-#    the mean push where it was; computing the advantages again over the kept ones (`renormalise`) brings it back to 0, and makes a set of equal rewards silent.
+# 1. It gets nearly the full score for what it tells, with a reward of 0: the derivation is right. One may call that fair, since the only slip is in copying. But a policy trained on S_IB alone could
+#    learn to list many results and box none; so the advantages are still made from the reward, and S_IB only chooses. Whatever comes right before the box can leak: "so the answer is 544".
+# 2. It pushes towards what was drawn *and* right, hence towards what is already likely: the vicious circle of notebook 06. Keeping the best of the right ones and the best of the wrong ones (`within_outcome`) leaves
+#    the mean push where it was; recomputing the advantages over the kept ones (`renormalise`) brings it back to 0, and makes a set of equal rewards silent.
 #
 # </details>

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Exercises 06 · GRPO
 #
-# **Belongs to** notebook `06_grpo.ipynb`; read it first. **You write** five short functions: the advantages of a group, one token's clipped term, the loss of a batch, the share of tokens that the clip
+# **Belongs to** notebook `06_grpo.ipynb`; read that first. **You write** five short functions: the advantages of a group, one token's clipped term, the loss of a batch, the share of tokens that the clip
 # stops, and pass@k. With the first four you train the bundled policy yourself.
 #
 # | minutes of work | minutes of computing | memory |
@@ -10,8 +10,8 @@
 #
 # Computing was measured on one processor core without a GPU. Symbols: rewards $R$, group size $G$, advantage $A$, ratio $\rho = \pi_\theta/\pi_{old}$, mask $m$ (1 on new tokens). The code counts from 0.
 #
-# **How it works.** Each exercise is a function with a blank. Replace `raise NotImplementedError(…)` by your code, run the cell, then the check below it: it says ✓, or what is
-# wrong. *Difficulty* and *importance* run from 1 to 5. Two helps are folded away: the first is about meaning, the second about code.
+# **How it works.** Each exercise is a function with a blank. Replace `raise NotImplementedError(…)` with your code, run the cell, then run the check below it: it says ✓, or what is
+# wrong. *Difficulty* and *importance* run from 1 to 5. Help is folded away: Help 1 is about meaning, Help 2 about code.
 
 # %%
 import math
@@ -36,7 +36,7 @@ from checks import set_06 as check
 # %% [markdown]
 # ## 1 · Better than its group?
 #
-# Difficulty ●●○○○ (2/5) · importance ●●●●● (5/5) · 10 minutes · **you learn** what an answer is compared with, and what a group of equals must get.
+# Difficulty ●●○○○ (2/5) · importance ●●●●● (5/5) · 10 minutes · **you learn** what an answer is compared with, and what a group of equal rewards must get.
 #
 # $$A_i = \frac{R_i - \mathrm{mean}(R)}{\mathrm{std}(R) + \epsilon}$$
 #
@@ -48,7 +48,7 @@ def group_advantages(rewards: Tensor, epsilon: float) -> Tensor:
     """Advantage of every answer over its own group.
 
     Args:
-        rewards: R, a row for each question, (Q, G).
+        rewards: R, one row per question, (Q, G).
         epsilon: ε, added to the standard deviation.
 
     Returns:
@@ -65,13 +65,13 @@ def group_advantages(rewards: Tensor, epsilon: float) -> Tensor:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# There is no value network that says how hard a question is: the other answers to the same question say it. So nothing may be taken from other rows. And ε only bounds the division: eight rewards of 0.9 have a mean
-# that misses 0.9 by a rounding, and the rounding divided by ε is not 0. Such rows have to be recognised by themselves.
+# No value network says how hard a question is: the other answers to the same question do. So nothing may come from other rows. And ε only bounds the division: the mean of eight rewards of 0.9
+# misses 0.9 by a rounding error, and that divided by ε is not 0. Such rows have to be detected separately.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# `.mean(dim, keepdim=True)` and `.std(dim, correction=…, keepdim=True)` keep a column, so that it broadcasts. A row is all equal if its largest entry is its smallest (`amax`, `amin`); `masked_fill` puts the 0.
+# `.mean(dim, keepdim=True)` and `.std(dim, correction=…, keepdim=True)` keep a column, so that it broadcasts. A row is all equal if its largest entry is its smallest (`amax`, `amin`); `masked_fill` writes the 0.
 #
 # </details>
 
@@ -79,7 +79,7 @@ def group_advantages(rewards: Tensor, epsilon: float) -> Tensor:
 check.group_advantages(group_advantages)
 
 # %% [markdown]
-# Twelve questions with 8 rollouts each; the picture is the first.
+# Twelve questions with 8 rollouts each; the picture shows the first.
 
 # %%
 policy, task = load_policy("tiny-base"), load_task("shop")
@@ -122,7 +122,7 @@ def clipped_term(
     Returns:
         The clipped term, the same shape; with the dual clip at 3 A.
     """
-    # --8<-- solution: the smaller product; 3 A at least if A < 0
+    # --8<-- solution: the smaller product; at least 3 A if A < 0
     inside = ratio.clamp(1 - low, 1 + high)
     smaller = torch.minimum(ratio * advantage, inside * advantage)
     bounded = torch.maximum(smaller, 3 * advantage)
@@ -133,8 +133,8 @@ def clipped_term(
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# A > 0 wants ρ to grow; once ρ is above 1 + ε_high the product with the clip is smaller and flat: no more push. A < 0 wants ρ to shrink; below 1 − ε_low it is flat. On the other side, where the update has gone the *wrong* way, ρ A is the
-# smaller product and keeps its slope: the token is pulled back. That works for both signs because the min is taken of the products, not of the ratios.
+# A > 0 wants ρ to grow; once ρ is above 1 + ε_high, the product with the clip is smaller and flat: no more push. A < 0 wants ρ to shrink; below 1 − ε_low it is flat. On the other side, where the update has gone the *wrong* way, ρ A is the
+# smaller product and keeps its slope: the token is pulled back. This works for both signs because the min is taken over the products, not over the ratios.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
@@ -155,7 +155,7 @@ terms = {
 surrogate(grid.tolist(), {a: row.tolist() for a, row in terms.items()})
 
 # %% [markdown]
-# - Grey is silent. On the left panel it is right of 1.28, on the right panel left of 0.8 and right of 3. If your right panel is grey from 1.28 to 3, your clip is on the wrong side.
+# - Grey is silent. In the left panel this is right of 1.28; in the right panel, left of 0.8 and right of 3. If your right panel is grey from 1.28 to 3, your clip is on the wrong side.
 #
 # ## 3 · The loss of a batch
 #
@@ -184,13 +184,13 @@ def batch_loss(terms: Tensor, mask: Tensor) -> Tensor:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# Two answers of 3 and 30 tokens: in the token mean the long one has ten times the weight, in a mean per sequence both have one half. Neither may depend on how wide the batch was padded: 0 · NaN is NaN, so padding has
-# to be taken out *before* any arithmetic.
+# Take two answers of 3 and 30 tokens: in the token mean the long one has ten times the weight; in a mean per sequence both have one half. Neither may depend on how wide the batch was padded: 0 · NaN is NaN, so padding has
+# to be removed *before* any arithmetic.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# `~mask` is the padding and everything else that doesn't count. Blank it, sum, divide by the number of `True`, turn the sign.
+# `~mask` is the padding and everything else that doesn't count. Set it to 0, sum, divide by the number of `True`, and flip the sign.
 #
 # </details>
 
@@ -198,7 +198,7 @@ def batch_loss(terms: Tensor, mask: Tensor) -> Tensor:
 check.batch_loss(batch_loss)
 
 # %% [markdown]
-# Notebook 06's nine tokens of four answers, rewards [1, 0, 0, 1], clip 0.2/0.28. There the loss was −0.2525738461.
+# These are notebook 06's nine tokens of four answers, with rewards [1, 0, 0, 1] and clip 0.2/0.28. There the loss was −0.2525738461.
 
 # %% tags=["expected"]
 LOG_RATIOS = [[-0.1, 0.4, 0.0], [0.0, -0.2], [0.3], [-0.05, 0.05, -0.5]]
@@ -218,9 +218,9 @@ for columns in (0, 60):
 # %% [markdown]
 # ## 4 · What the clip stops
 #
-# Difficulty ●●○○○ (2/5) · importance ●●●●○ (4/5) · 7 minutes · **you learn** to read a clip fraction: "far from 1" and "stopped" are two things.
+# Difficulty ●●○○○ (2/5) · importance ●●●●○ (4/5) · 7 minutes · **you learn** to read a clip fraction: "far from 1" and "stopped" are two different things.
 #
-# Which share of the new tokens gets no gradient because of a clip? Here ε_low = ε_high = 0.2 and the dual clip is at 3.
+# What share of the new tokens gets no gradient because of a clip? Here ε_low = ε_high = 0.2 and the dual clip is at 3.
 
 
 # %% tags=["exercise"]
@@ -243,12 +243,12 @@ def clipped_share(ratio: Tensor, advantages: Tensor, mask: Tensor) -> float:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# Look at exercise 2's picture: a token is stopped where its panel is grey. Which panel, says the sign of A. With A = 0 there is no push, so nothing to stop.
+# Look at exercise 2's picture: a token is stopped where its panel is grey. The sign of A says which panel. With A = 0 there is no push, so nothing to stop.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# `advantages[:, None]` stands beside every token of its row. Join conditions by `&` and `|` in brackets; `tensor[mask]` takes out the counted ones; the mean of zeros and ones is a share.
+# `advantages[:, None]` broadcasts to every token of its row. Join conditions with `&` and `|`, in brackets; `tensor[mask]` selects the counted ones; the mean of zeros and ones is a share.
 #
 # </details>
 
@@ -256,9 +256,9 @@ def clipped_share(ratio: Tensor, advantages: Tensor, mask: Tensor) -> float:
 check.clipped_share(clipped_share)
 
 # %% [markdown]
-# Now your four functions **train**. Six groups of exercise 1, five updates on the *same* rollouts: from the second on the policy is no longer the one that sampled, so ρ ≠ 1 and the clip has work.
+# Now your four functions **train**: six groups of exercise 1, five updates on the *same* rollouts. From the second update on, the policy is no longer the one that sampled, so ρ ≠ 1 and the clip has work to do.
 #
-# What did it learn? Not from the reward of these six, which stays as it is, but from the *other* six questions: has log π of their right answers grown more than that of their wrong ones? **Baseline**: before the first update
+# What did it learn? The reward of these six doesn't tell, since it stays as it is. Look at the *other* six questions: has log π of their right answers grown more than that of their wrong ones? **Baseline**: before the first update
 # the difference is 0. **Negative control**: the same with the rewards shuffled within each group.
 
 
@@ -326,20 +326,20 @@ replace(view, description=(
     f"the control: {last['GRPO'] > last['control (shuffled R)']}."))
 
 # %% [markdown]
-# - The rewards carry the lesson: shuffled, the same five updates teach nothing about other questions.
-# - Without the clip the margin grows faster. Is the clip a brake, then? It is: these are 48 answers to six questions, and single tokens become thousands of times as likely, or as rare. The brake keeps the policy near the one that the
-#   rollouts are from; new rollouts, not more updates, are the way on. The library makes one update a batch.
+# - The rewards carry the lesson: with shuffled rewards, the same five updates teach nothing about other questions.
+# - Without the clip the margin grows faster. Is the clip a brake, then? Yes: these are 48 answers to six questions, and single tokens become thousands of times as likely, or as rare. The brake keeps the policy near the one that
+#   sampled the rollouts; to make progress, take new rollouts, not more updates. The library makes one update per batch.
 #
 # ## 5 · One step further: what did GRPO buy?
 #
 # Difficulty ●●●○○ (3/5) · importance ●●●●○ (4/5) · 8 minutes · **you learn** the estimate of pass@k that is right on average, and what the number says about collapse.
 #
-# Of n answers to a question c are right. **pass@k** is the chance that k of them, drawn *without putting back*, hold at least one right answer. (n answers say nothing about k > n; the library refuses that, the released code says 1 [C].)
+# Of n answers to a question, c are right. **pass@k** is the chance that k of them, drawn *without replacement*, include at least one right answer. (n answers say nothing about k > n; the library refuses that, the released code says 1 [C].)
 
 
 # %% tags=["exercise"]
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that k of n answers hold a right one.
+    """Chance that k of n answers include a right one.
 
     Args:
         n: answers to the question.
@@ -354,12 +354,12 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# Count hands of cards: how many hands of k can be made of all n answers, and how many of the n − c wrong ones alone? The second divided by the first is the chance to hold only wrong ones.
+# Count hands of cards: how many hands of k can be dealt from all n answers, and how many from the n − c wrong ones alone? The second divided by the first is the chance of holding only wrong ones.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# `math.comb(n, k)` counts hands, and is 0 where there are fewer than k cards.
+# `math.comb(n, k)` counts hands, and is 0 if there are fewer than k cards.
 #
 # </details>
 
@@ -403,12 +403,12 @@ replace(view, description=(
 #
 # ## Discuss
 #
-# The mean of `tiny-grpo`'s rewards is high, and many of its groups are uniform. Somebody proposes: "Divide by std, then the few mixed groups push harder, and learning goes on." Does it? What would have to change so that `Grid` can come back?
+# The mean of `tiny-grpo`'s rewards is high, and many of its groups are uniform. Somebody proposes: "Divide by std; then the few mixed groups push harder, and learning continues." Does it? What would have to change for `Grid` to come back?
 #
 # <details><summary>Some thoughts</summary>
 #
-# Dividing by std makes the *rare outcome* of a group weigh more, whatever the group: 1 of 8 right gets +2.47. But an advantage can only praise what was drawn. In a mixed group of the collapsed policy all eight answers
-# take the same way and differ in a slip of arithmetic, so the push goes to careful arithmetic, never to another way. Other *samples* are needed: a higher temperature (dearer answers, and digits get hot too), forks at
-# uncertain tokens that are decided again, latents that choose differently. That is what notebooks 02 to 04 add, and 07 puts together.
+# Dividing by std makes the *rare outcome* of a group weigh more, whatever the group: 1 of 8 right gets +2.47. But an advantage can only reward what was drawn. In a mixed group of the collapsed policy, all eight answers
+# go the same way and differ in a slip of arithmetic, so the push goes to careful arithmetic, never to a different way. This takes different *samples*: a higher temperature (more expensive answers, and digits get hot too), forks at
+# uncertain tokens that are decided again, latents that choose differently. Notebooks 02 to 04 add these, and 07 puts them together.
 #
 # </details>

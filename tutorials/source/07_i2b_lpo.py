@@ -1,18 +1,18 @@
 # %% [markdown]
 # # Exercises 07 · The whole of I²B-LPO
 #
-# **Belongs to** notebook `07_i2b_lpo.ipynb`; read it first. **You write** the five places where a whole step most easily goes wrong: the mask of a tree, the order of advantages and filter, the log-probs with and without z, the
+# **Belongs to** notebook `07_i2b_lpo.ipynb`; read that first. **You write** the five places where a whole step most easily goes wrong: the mask of a tree, the order of advantages and filter, the log-probs with and without z, the
 # loss, and the comparison of two methods.
 #
 # | minutes of work | minutes of computing | memory |
 # |---|---|---|
 # | 45 | 0.3 | 0.8 GB |
 #
-# Computing was measured on one processor core without a GPU. Symbols: $M$ roots, $K$ branches of each, group $G = M(1+K)$, branch set $B_i$, $N$ kept of it, reward $R$, advantage $A$, latent $z$, mask $m$, tokens since the fork $s$. The code
+# Computing was measured on one processor core without a GPU. Symbols: $M$ roots, $K$ branches each, group $G = M(1+K)$, branch set $B_i$, of which $N$ are kept, reward $R$, advantage $A$, latent $z$, mask $m$, tokens since the fork $s$. The code
 # counts from 0.
 #
-# **How it works.** Each exercise is a function with a blank. Replace `raise NotImplementedError(…)` by your code, run the cell, then the check below it: it says ✓, or what is
-# wrong. *Difficulty* and *importance* run from 1 to 5. Two helps are folded away: the first is about meaning, the second about code.
+# **How it works.** Each exercise is a function with a blank. Replace `raise NotImplementedError(…)` with your code, run the cell, then run the check below it: it says ✓, or what is
+# wrong. *Difficulty* and *importance* run from 1 to 5. Help is folded away: Help 1 is about meaning, Help 2 about code.
 
 # %%
 import random
@@ -39,9 +39,9 @@ from checks import set_07 as check
 # %% [markdown]
 # ## 1 · Which tokens train?
 #
-# Difficulty ●●○○○ (2/5) · importance ●●●●● (5/5) · 8 minutes · **you learn** to count each drawn token once, however often it stands in the batch.
+# Difficulty ●●○○○ (2/5) · importance ●●●●● (5/5) · 8 minutes · **you learn** to count each drawn token once, however often it appears in the batch.
 #
-# A row of the batch is prompt, answer, padding. A branch's answer begins with what it has from its parent. **m = 1 on a trajectory's own tokens; 0 on prompt, inherited prefix and padding.**
+# A row of the batch is prompt, answer, padding. A branch's answer begins with what it inherits from its parent. **m = 1 on a trajectory's own tokens; 0 on prompt, inherited prefix and padding.**
 
 
 # %% tags=["exercise"]
@@ -52,7 +52,7 @@ def new_tokens(
 
     Args:
         prompt: tokens of the prompt, the same in each row.
-        starts: tokens that each answer has from its parent; 0 for a root.
+        starts: tokens that each answer inherits; 0 for a root.
         lengths: tokens of each answer, the inherited ones included.
         width: columns of the batch.
 
@@ -70,12 +70,12 @@ def new_tokens(
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# The parent drew the prefix, once. If each of its K branches trained it again, the same decision would be praised and blamed in one step, K + 1 times over. Who drew a token trains it; nobody drew padding.
+# The parent drew the prefix, once. If each of its K branches trained it again, the same decision would be rewarded and punished in one step, K + 1 times over. Whoever drew a token trains it; nobody drew padding.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# `torch.arange(width)` compared with a column (`[:, None]`) gives a table. Two comparisons, joined by `&`. Mind that both lists count within the answer, and the columns don't.
+# `torch.arange(width)` compared with a column (`[:, None]`) gives a table. Join two comparisons with `&`. Note that both lists count within the answer, and the columns don't.
 #
 # </details>
 
@@ -110,7 +110,7 @@ branch_tree(four)
 #
 # Difficulty ●●●○○ (3/5) · importance ●●●●● (5/5) · 12 minutes · **you learn** what the order of stages 7 and 9 decides.
 #
-# $A_i = (R_i - \mathrm{mean}) / (\mathrm{std} + 10^{-4})$ over **all G**, ddof 1. Then the N best of **each** branch set by S_IB stay [P]; roots are exempt [D]. A pruned branch has no advantage: 0.
+# $A_i = (R_i - \mathrm{mean}) / (\mathrm{std} + 10^{-4})$ over **all G**, ddof 1. Then the N best of **each** branch set by S_IB stay [P]; roots are exempt [D]. A pruned branch has advantage 0.
 
 
 # %% tags=["exercise"]
@@ -140,13 +140,13 @@ def select(
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# The mean says how hard the question is, and a failure that is thrown away afterwards was still a failure. Filter first, and the mean is that of the survivors: all the right ones look ordinary. A set is one fork; each keeps N, or a poor fork
-# would lose all it tried.
+# The mean says how hard the question is, and a failure that is thrown away afterwards was still a failure. If you filter first, the mean is that of the survivors, and all the right ones look ordinary. A set is one fork; each keeps N, or a poor fork
+# would lose everything it tried.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# `rewards.std()` has ddof 1 already. Sort a set's positions by their score, the highest first; what stands behind the first N gets 0. Your A is a new tensor, so it may be changed in place; `rewards` may not.
+# `rewards.std()` already has ddof 1. Sort a set's positions by their score, highest first; all after the first N get 0. Your A is a new tensor, so you may change it in place; `rewards` you may not.
 #
 # </details>
 
@@ -193,18 +193,18 @@ print("Top-2 shifts it upwards:", fmean(best) > fmean(none) + 0.05)
 print("shuffled scores don't:", abs(fmean(control) - fmean(none)) < 0.05)
 
 # %% [markdown]
-# - A high S_IB is mostly a right answer, so Top-N throws away failures: what is left is more praise than blame. That narrows a policy, and it is the score that does it, not the number kept.
+# - A high S_IB mostly means a right answer, so Top-N throws away failures: more reward than punishment is left. That narrows a policy, and the score does it, not the number kept.
 #
 # ## 3 · Which log-probs for a branch?
 #
-# Difficulty ●●●●○ (4/5) · importance ●●●●● (5/5) · 12 minutes · **you learn** to keep two distributions apart that differ at the very token the method is about.
+# Difficulty ●●●●○ (4/5) · importance ●●●●● (5/5) · 12 minutes · **you learn** to keep apart two distributions that differ at the very token the method is about.
 #
 # A branch was drawn from π(o|q, z). Two modes [D], both with ρ = 1 before the first update:
 #
 # | mode | `new` is | old | weight on the surrogate |
 # |---|---|---|---|
 # | `latent` | with z | with z | 1 |
-# | `plain` | without z | without z, measured again | $\min(C,\ \pi_{old}(o_t \mid q) / \pi_{old}(o_t \mid q, z))$ |
+# | `plain` | without z | without z, re-measured | $\min(C,\ \pi_{old}(o_t \mid q) / \pi_{old}(o_t \mid q, z))$ |
 
 
 # %% tags=["exercise"]
@@ -215,7 +215,7 @@ def ratio_and_weight(
 
     Args:
         mode: "latent" or "plain".
-        new: log π_θ of the tokens, with z in `latent`, without in `plain`.
+        new: log π_θ of the tokens: with z in `latent`, else without.
         old_z: log π_old with z, as they were sampled; shape of `new`.
         old_plain: log π_old without z; shape of `new`.
         cap: C.
@@ -234,13 +234,13 @@ def ratio_and_weight(
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# ρ asks what *the update* has changed; so its two sides may differ in the weights only, not in z. What z changed is the other factor: it says how much likelier the plain policy would have been to draw this token. A token that only z made likely
+# ρ asks what *the update* has changed, so its two sides may differ only in the weights, not in z. What z changed is the other factor: it says how much more likely the plain policy would have been to draw this token. A token that only z made likely
 # weighs little, and none weighs more than C.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# The ratio of two probabilities is `exp` of the difference of their logarithms. `clamp(max=…)` is the min; `torch.ones_like` the weight that changes nothing.
+# The ratio of two probabilities is `exp` of the difference of their logarithms. `clamp(max=…)` takes the min; `torch.ones_like` gives a weight that changes nothing.
 #
 # </details>
 
@@ -248,7 +248,7 @@ def ratio_and_weight(
 check.ratio_and_weight(ratio_and_weight)
 
 # %% [markdown]
-# The twelve trees' branches, no parameter changed yet: ρ has to be 1 at each token. **Baseline**: your two modes. **Negative control**: new log-probs without z over old ones with z.
+# These are the twelve trees' branches, with no parameter changed yet: ρ has to be 1 at each token. **Baseline**: your two modes. **Negative control**: new log-probs without z over old ones with z.
 
 # %%
 gains = torch.zeros(12, 8)  # not needed for log-probs
@@ -285,7 +285,7 @@ replace(view, description=(
     f"more than half of the branches: {at_fork > 0.5}; it falls with s."))
 
 # %% [markdown]
-# - The control is clipped most at s = 0, the decision itself, before anything was learnt. So the fault silences the tokens for which the branches were made, and raises no error.
+# - The control is clipped most at s = 0, the decision itself, before anything was learnt. So the fault silences the very tokens that the branches were made for, and raises no error.
 #
 # ## 4 · The loss of a step
 #
@@ -322,12 +322,12 @@ def step_loss(
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# A pruned branch takes no part, so its tokens may neither push nor dilute. The self-reward has A's sign: it raises the entropy of what succeeded and lowers that of what failed. Without A it would reward hesitation as such.
+# A pruned branch takes no part, so its tokens may neither push nor dilute. The self-reward has A's sign: it raises the entropy of what succeeded and lowers that of what failed. Without A it would reward hesitation itself.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# A row's flag or advantage meets each of its tokens by `[:, None]`. Join the two conditions, add the two parts, pick by the joint mask, take the mean.
+# `[:, None]` broadcasts a row's flag or advantage to each of its tokens. Join the two conditions, add the two parts, select with the joint mask, and take the mean.
 #
 # </details>
 
@@ -353,13 +353,13 @@ for alpha in (0.0, 0.005):
 print("kept:", kept.tolist(), " Σ|m| =", int(m[kept].sum()))
 
 # %% [markdown]
-# - −0.5773 is the notebook's −0.8659 · (85 − 25 + 40)/150: branch 1 is pruned, from the sum *and* from the denominator.
+# - −0.5773 is the notebook's −0.8659 · (85 − 25 + 40)/150: branch 1 is pruned from the sum *and* from the denominator.
 #
 # ## 5 · One step further: at an equal budget
 #
 # Difficulty ●●○○○ (2/5) · importance ●●●●○ (4/5) · 7 minutes · **you learn** why "after 60 steps" compares nothing.
 #
-# Branches inherit their prefix, so a step of I²B-LPO writes fewer tokens than one of GRPO. Read both runs at the smaller of their two totals: the value at the **last entry whose tokens, added up from the start, don't exceed it**.
+# Branches inherit their prefix, so a step of I²B-LPO writes fewer tokens than one of GRPO. Read both runs at the smaller of their two totals: take the value at the **last entry whose running total of tokens doesn't exceed it**.
 
 
 # %% tags=["exercise"]
@@ -392,12 +392,12 @@ def at_equal_tokens(
 # %% [markdown]
 # <details><summary>Help 1: what it means</summary>
 #
-# Two cars with the same petrol, not the same hours. The thirstier one is read earlier, at the point where it had used as much as the other in all. Not the best point so far: that would be choosing after looking.
+# Compare two cars at the same petrol, not at the same hours. The thirstier one is read earlier, at the point where it had used as much as the other uses in all. Don't take the best point so far: that would be choosing after looking.
 #
 # </details>
 # <details><summary>Help 2: how to write it</summary>
 #
-# `accumulate` from `itertools` gives running totals. Keep the values whose total is within the budget; the last of them is wanted. An inner function saves writing it twice.
+# `accumulate` from `itertools` gives running totals. Keep the values whose total is within the budget; you want the last of them. An inner function saves writing it twice.
 #
 # </details>
 
@@ -405,7 +405,7 @@ def at_equal_tokens(
 check.at_equal_tokens(at_equal_tokens)
 
 # %% [markdown]
-# The stored numbers of `i2b-lpo tour --seed 0`, in 15 entries of 4 steps: tokens, and mean reward of the roots (free rollouts without z, in both methods). **Baseline**: GRPO. **Negative control**: a run against itself.
+# These are the stored numbers of `i2b-lpo tour --seed 0`, in 15 entries of 4 steps: tokens, and the mean reward of the roots (free rollouts without z, in both methods). **Baseline**: GRPO. **Negative control**: a run against itself.
 
 # %%
 TOKENS = {
@@ -442,16 +442,16 @@ replace(view, description=(
     "from about .3 to about .5, and neither stays above the other."))
 
 # %% [markdown]
-# - One entry moves by 0.1 from its neighbour: one seed, 96 rollouts a step, no intervals. Which method is better **can't be read off here**; the exercise is about where to look. A verdict needs several seeds, and the same policies asked the same questions.
+# - A single entry can differ by 0.1 from its neighbour: this is one seed, 96 rollouts per step, no intervals. It **doesn't show** which method is better; the exercise is about where to look. A verdict needs several seeds, and both policies asked the same questions.
 #
 # ## Discuss
 #
-# You find a new faulty step: branches are trained with old log-probs *without* z, new ones *with* z. No error is raised, the reward still rises. Which three numbers of a run would you print so that nobody has to find this by reading code? And which of this
+# You find a new faulty step: branches are trained with old log-probs *without* z and new ones *with* z. No error is raised, and the reward still rises. Which three numbers of a run would you print so that nobody has to find this by reading code? And which of this
 # page's five mistakes would they *not* show?
 #
 # <details><summary>Some thoughts</summary>
 #
-# `mean_ratio` and the clip fraction of the first update (1 and 0, on-policy), split by root and branch; and Σ|m| beside the number of generated tokens. These show the mixed log-probs, the prefix and the padding in the mask. They don't show the filter
-# before the advantages: masks, ratios and losses are all as they should be, only A is another. For that, print the sum of the advantages over *all* G (0), or walk one question by hand, as the notebook does. And no number of a run shows an unfair comparison.
+# `mean_ratio` and the clip fraction of the first update (1 and 0, on-policy), split by root and branch; and Σ|m| next to the number of generated tokens. These reveal mixed log-probs, and prefix or padding in the mask. They don't reveal a filter
+# before the advantages: masks, ratios and losses all look as they should, only A differs. For that, print the sum of the advantages over *all* G (0), or walk through one question by hand, as the notebook does. And no number of a run reveals an unfair comparison.
 #
 # </details>
