@@ -236,6 +236,7 @@ def touring(policy: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
     return tmp_path
 
 
+@pytest.mark.slow
 def test_tour_trains_two_ways_and_writes_a_page(
     touring: Path, policy: str, capsys: Capture
 ) -> None:
@@ -558,6 +559,7 @@ def test_help_and_notebooks_answer_without_torch(notebooks: Path) -> None:
     assert len(done.stderr.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_the_module_runs_and_a_hub_name_out_of_reach_is_one_line(tmp_path: Path) -> None:
     empty = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = alone("-m", "i2b_lpo.cli", "rollout", "--policy", "no-such-owner/no-such-model", **empty)
@@ -568,6 +570,7 @@ def test_the_module_runs_and_a_hub_name_out_of_reach_is_one_line(tmp_path: Path)
     assert "tiny-base" in done.stderr
 
 
+@pytest.mark.slow
 def test_rollout_can_be_written_to_a_file_that_knows_no_greek(policy: str) -> None:
     arguments = ("--policy", policy, "--max-new-tokens", "3", "--question", "What is 2*3?")
     done = alone("-m", "i2b_lpo.cli", "rollout", *arguments, PYTHONIOENCODING="ascii")

@@ -14,11 +14,13 @@ from i2b_lpo.trace import read_traces
 QUESTION = "Mia buys 23 pens at $14 and 37 cups at $6. What is the cost?"
 
 
+@pytest.mark.slow
 def test_latents_are_made_saved_and_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     latents = tmp_path / "latents"
     make = ["train-latents", "--questions", "12", "--steps", "3", "--output", str(latents)]
+    make += ["--set", "selector_steps=40"]
     assert main(make) == 0
     report = json.loads(capsys.readouterr().out.rsplit("Latents:", 1)[0])
     card = json.loads((latents / "steering.json").read_text())["card"]

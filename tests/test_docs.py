@@ -34,6 +34,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_page_is_there(site: Path) -> None:
     sources = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("tutorials/*/*.ipynb")]
     sources += [*ROOT.glob("tutorials/*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/api/*.rst")]
@@ -44,6 +45,7 @@ def test_every_page_is_there(site: Path) -> None:
     assert (site / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     loads = re.compile(
         r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=[\"'](?:https?:)?//[^\"']+"
@@ -53,6 +55,7 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     assert (site / "_static" / "MathJax.js").is_file()
 
 
+@pytest.mark.slow
 def test_every_public_name_is_on_the_page_of_its_room(site: Path) -> None:
     rooms = set(i2b_lpo.__all__) - {"about", "cli", "commands"}
     assert rooms == {page.stem for page in ROOT.glob("docs/api/*.rst")}
@@ -62,6 +65,7 @@ def test_every_public_name_is_on_the_page_of_its_room(site: Path) -> None:
         assert sorted(shown) == sorted(getattr(i2b_lpo, room).__all__), room
 
 
+@pytest.mark.slow
 def test_every_picture_of_a_notebook_has_its_words(site: Path) -> None:
     for source in [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("tutorials/solutions/*.ipynb")]:
         page = (site / source.relative_to(ROOT)).with_suffix(".html").read_text("utf-8")

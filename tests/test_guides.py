@@ -73,6 +73,7 @@ def domains() -> Iterator[None]:
     DOMAINS.update(known)
 
 
+@pytest.mark.slow
 @RUNNABLE
 @pytest.mark.usefixtures("domains")
 @pytest.mark.filterwarnings("ignore")  # a row is left out on purpose; clusters of a few examples

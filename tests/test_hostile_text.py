@@ -32,6 +32,8 @@ from i2b_lpo.report.runs import Run
 from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace, read_traces, write_traces
 from i2b_lpo.views import View
 
+pytestmark = pytest.mark.slow
+
 CHROME = shutil.which("chromium") or shutil.which("google-chrome")
 
 HOSTILE = {

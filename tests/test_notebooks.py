@@ -228,6 +228,7 @@ display({"text/plain": "words", **live}, raw=True)
 """
 
 
+@pytest.mark.slow
 def test_nbval_compares_text_and_skips_only_live_forms(tmp_path: Path) -> None:
     def cell(source: str, **data: str) -> Any:
         output = new_output("display_data", data={"text/plain": data.pop("plain"), **data})

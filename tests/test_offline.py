@@ -13,6 +13,8 @@ import pytest
 
 import i2b_lpo
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 CLI = "import sys; from i2b_lpo.cli import main; sys.exit(main(sys.argv[1:]))"
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PORTABLE = runpy.run_path(str(ROOT / "scripts" / "portable.py"))
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,6 @@ from i2b_lpo.config import (
     TourConfig,
     read_run,
 )
-from i2b_lpo.method.methods import with_method
 from i2b_lpo.model.policy import load_policy
 from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.tour import FIRST_STEP, POLICIES, _forget, nearest_step, run_of, train_side_by_side
@@ -36,6 +35,8 @@ from i2b_lpo.trace import read_traces
 from i2b_lpo.training.learner import Learner
 from i2b_lpo.training.loop import train
 from i2b_lpo.training.step import StepRecord
+
+pytestmark = pytest.mark.slow
 
 ENDLESS = 100_000  # steps
 PATIENCE = 240.0  # seconds, on a very busy machine
@@ -61,52 +62,71 @@ def without_seconds(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if not k.endswith("_seconds")} for row in rows]
 
 
-def test_side_by_side_each_trains_as_it_would_alone(home: Path, tmp_path: Path) -> None:
-    configs = both(home)
-    records = train_side_by_side(configs, tmp_path)
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One training by each method, side by side in `output`, and again each by itself."""
+
+    output: Path
+    configs: dict[str, RunConfig]
+    records: dict[str, list[dict[str, float]]]
+    alone: dict[str, list[dict[str, float]]]
+    weights: dict[str, list[Weights]]  # of the ones alone, after each step
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    # tiny-base is sometimes right, so that its steps move it.
+    settings = TourConfig(steps=4, questions=2, rollout=RolloutConfig(rollouts=4))
+    configs = {"GRPO": run_of(settings, "grpo"), "I²B-LPO": run_of(settings, "i2b-lpo")}
+    output = tmp_path_factory.mktemp("side by side")
+    (output / "grpo" / POLICIES / "step-9").mkdir(parents=True)  # of an earlier tour
+    records = train_side_by_side(configs, output)
     assert multiprocessing.active_children() == []
-    assert list(records) == ["GRPO", "I²B-LPO"]
-    for (name, config), folder in zip(configs.items(), ("grpo", "i2b-lpo"), strict=True):
-        policy = load_policy(config.policy)
-        alone = train(config, policy, load_task(config.task), progress=False)
-        assert without_seconds(records[name]) == without_seconds(alone), name
-        output = tmp_path / folder
+    alone: dict[str, list[dict[str, float]]] = {}
+    weights: dict[str, list[Weights]] = {name: [] for name in configs}
+    for name, config in configs.items():
+
+        def look(learner: Learner, record: StepRecord, name: str = name) -> None:
+            state = learner.policy.model.state_dict()
+            weights[name].append({key: w.clone() for key, w in state.items()})
+
+        policy, task = load_policy(config.policy), load_task(config.task)
+        alone[name] = train(config, policy, task, progress=False, on_step=look)
+    return Trained(output, configs, records, alone, weights)
+
+
+def equal(one: Weights, two: Weights) -> bool:
+    return all(one[key].equal(w) for key, w in two.items())
+
+
+def test_side_by_side_each_trains_as_it_would_alone(trained: Trained) -> None:
+    assert list(trained.records) == ["GRPO", "I²B-LPO"]
+    for (name, config), folder in zip(trained.configs.items(), ("grpo", "i2b-lpo"), strict=True):
+        assert without_seconds(trained.records[name]) == without_seconds(trained.alone[name]), name
+        output = trained.output / folder
         assert read_run(output) == config
         lines = (output / "metrics.jsonl").read_text("ascii").splitlines()
-        assert list(map(json.loads, lines)) == records[name]
-        trained = load_policy(output / "policy").model.state_dict()
-        assert all(trained[key].equal(w) for key, w in policy.model.state_dict().items())
+        assert list(map(json.loads, lines)) == trained.records[name]
+        assert equal(load_policy(output / "policy").model.state_dict(), trained.weights[name][-1])
         traces = list(read_traces(output / FIRST_STEP))
         assert [len(trace.rollouts) for trace in traces] == [4, 4]
         assert [len(trace.meta["advantages"]) for trace in traces] == [4, 4]
-    asked = [[t.question for t in read_traces(p)] for p in tmp_path.glob(f"*/{FIRST_STEP}")]
+    asked = [[t.question for t in read_traces(p)] for p in trained.output.glob(f"*/{FIRST_STEP}")]
     assert len(asked) == 2 and asked[0] == asked[1], "both learn from the same questions"
 
 
-def test_grpo_is_kept_as_it_was_at_the_other_ones_tokens(tmp_path: Path) -> None:
-    settings = RunConfig(policy="tiny-base", steps=4, questions=4)  # it is sometimes right
-    configs = {n: with_method(settings, m) for n, m in (("GRPO", "grpo"), ("I²B-LPO", "i2b-lpo"))}
-    old = tmp_path / "grpo" / POLICIES / "step-9"
-    old.mkdir(parents=True)
-    records = train_side_by_side(configs, tmp_path)
-    grpo, ours = ([row["new_tokens"] for row in rows] for rows in records.values())
+def test_grpo_is_kept_as_it_was_at_the_other_ones_tokens(trained: Trained) -> None:
+    grpo, ours = ([row["new_tokens"] for row in rows] for rows in trained.records.values())
     gaps = [abs(sum(grpo[:steps]) - sum(ours)) for steps in range(1, 5)]
     stop = 1 + gaps.index(min(gaps))
-    assert nearest_step(records["GRPO"], sum(ours)) == stop < 4, "else nothing is shown here"
-    (kept,) = (tmp_path / "grpo" / POLICIES).iterdir()
-    assert kept.name == f"step-{stop}" and not (tmp_path / "i2b-lpo" / POLICIES).exists()
-    policy = load_policy(configs["GRPO"].policy)
-    there: dict[str, torch.Tensor] = {}
-
-    def look(learner: Learner, record: StepRecord) -> None:
-        if record.metrics["step"] == stop - 1:
-            there.update({k: w.clone() for k, w in learner.policy.model.state_dict().items()})
-
-    task = load_task(configs["GRPO"].task)
-    train(configs["GRPO"], policy, task, progress=False, on_step=look)
-    weights = load_policy(kept).model.state_dict()
-    assert all(weights[key].equal(there[key]) for key in weights)
-    assert not all(weights[key].equal(w) for key, w in policy.model.state_dict().items())
+    assert nearest_step(trained.records["GRPO"], sum(ours)) == stop < 4, "else nothing is shown"
+    (kept,) = (trained.output / "grpo" / POLICIES).iterdir()
+    assert kept.name == f"step-{stop}" and not (trained.output / "i2b-lpo" / POLICIES).exists()
+    weights, after = load_policy(kept).model.state_dict(), trained.weights["GRPO"]
+    assert equal(weights, after[stop - 1]) and not equal(weights, after[-1])
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -131,6 +131,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     rate=st.floats(0, 1, exclude_min=True, exclude_max=True), norm=st.floats(1e-300, None),
     alpha=st.floats(allow_nan=False, allow_infinity=False), flag=st.booleans(),
 )  # fmt: skip
+@pytest.mark.slow
 def test_any_settings_come_back_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, policy: str, task: str, seed: int, steps: int,
     rate: float, norm: float, alpha: float, flag: bool,
@@ -423,6 +424,7 @@ def test_rollouts_and_evaluations_are_repeated_from_their_files(
             assert file.read_bytes() == (second / file.name).read_bytes(), file.name
 
 
+@pytest.mark.slow
 def test_latents_are_repeated_from_their_file(tmp_path: Path, capsys: Capture) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     sets = ("selector_steps=3", "batch=8", "d_z=4", "decay=inf", "max_new_tokens=60")
@@ -435,6 +437,7 @@ def test_latents_are_repeated_from_their_file(tmp_path: Path, capsys: Capture) -
         assert file.read_bytes() == (second / file.name).read_bytes(), file.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["shop", pytest.param("functions", marks=POSIX)])
 def test_a_pretraining_writes_its_file(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
@@ -571,6 +574,7 @@ def spoken() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_setting_that_a_message_names_can_be_set() -> None:
     known = {name for base in BASES.values() for name in names(type(base))}
     sections = {name.partition(".")[0] for name in known if "." in name}

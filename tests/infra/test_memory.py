@@ -37,6 +37,8 @@ from i2b_lpo.training.batch import Trajectory
 from i2b_lpo.training.learner import Learner, build_learner
 from i2b_lpo.training.updating import update, without_z
 
+pytestmark = pytest.mark.slow
+
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
 CPU = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory"

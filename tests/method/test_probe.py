@@ -37,6 +37,7 @@ def clusters(n: int, distance: float, seed: int = 0) -> tuple[Tensor, list[str]]
     return torch.nn.functional.one_hot(where, D) * distance + draw(n, D, seed=seed), labels
 
 
+@pytest.mark.slow
 def test_information_of_separable_labels_is_their_entropy_and_of_noise_none() -> None:
     z, labels = clusters(200, 20.0)
     assert math.log(4) - 0.05 < mutual_information(z, labels) <= math.log(4)
@@ -67,6 +68,7 @@ def test_information_is_measured_on_held_out_folds() -> None:
         assert -0.1 < mutual_information(z, labels) < 0.03
 
 
+@pytest.mark.slow
 def test_information_doesnt_depend_on_the_units_of_z_or_the_names() -> None:
     z, labels = clusters(80, 2.0)
     scales = torch.tensor([1e-4, 1.0, 1e4, 3.0, 0.1], dtype=torch.float64)

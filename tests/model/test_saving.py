@@ -73,6 +73,7 @@ def killed_at(moment: int, root: Path, act: Callable[[], object]) -> int:
     return in_a_child(child)
 
 
+@pytest.mark.slow
 @posix
 def test_a_kill_while_saving_leaves_the_old_policy_or_the_new_one(tmp_path: Path) -> None:
     folder = tmp_path / "policy"

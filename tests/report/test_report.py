@@ -284,6 +284,7 @@ def test_the_page_loads_nothing_and_reads_without_its_figures(tmp_path: Path) ->
         assert said in page.text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROME is None, reason="needs Chrome or Chromium")
 def test_a_real_browser_shows_the_text_and_obeys_none_of_it(tmp_path: Path) -> None:
     text = '<img src=x onerror="document.title=1"> %{x} $x$ &lt; <a href="data:,">'

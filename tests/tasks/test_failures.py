@@ -93,6 +93,7 @@ def test_the_four_start_from_one_solution_and_a_seed_fixes_them() -> None:
         assert len({build(kind, problem, random.Random(s)) for s in range(20)}) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bundled_tokenizer_writes_them_without_loss(kind: str) -> None:
     policy = load_policy("tiny-base")

@@ -49,6 +49,8 @@ from i2b_lpo.training.learner import Learner, build_learner
 from i2b_lpo.training.loop import train
 from i2b_lpo.training.step import StepRecord
 
+pytestmark = pytest.mark.slow
+
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 WHOLE = RunConfig(

@@ -73,6 +73,7 @@ def test_a_number_has_one_token_per_digit(number: int, tokenizer: PreTrainedToke
     assert [tokenizer.decode([i]) for i in ids_of(tokenizer, digits)] == list(digits)
 
 
+@pytest.mark.slow
 @given(text=st.text())
 def test_any_text_can_be_written_and_read_back(
     text: str, tokenizer: PreTrainedTokenizerFast
@@ -206,6 +207,7 @@ def train(
     return losses, before, dict(policy.model.named_parameters())
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss() -> None:
     losses, _, _ = train(PretrainConfig(steps=100, tokens=500, shop_share=0.0))
     assert len(losses) == 100

@@ -49,6 +49,8 @@ from i2b_lpo.training.processes import agree, gathered, own_device, scatter_like
 from i2b_lpo.training.step import StepRecord, train_step
 from i2b_lpo.training.updating import update, without_z
 
+pytestmark = pytest.mark.slow
+
 TENSORS = dict[str, Tensor]
 KINDS = ("whole", "sharded")
 

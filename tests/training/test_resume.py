@@ -179,10 +179,12 @@ def test_evaluate_resumes_by_the_same_command(
     assert "name its folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="this system has no SIGTERM to catch")
 def test_the_real_command_is_terminated_and_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "i2b_lpo.cli", "train", "--output", str(tmp_path / "run")]
     command += ["--seed", "3", "--method", "i2b-lpo"]
+    command += ["--set", "questions=2", "--set", "rollout.max_new_tokens=24"]
     metrics = tmp_path / "run" / "metrics.jsonl"
 
     def steps() -> int:

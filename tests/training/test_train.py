@@ -47,6 +47,8 @@ from i2b_lpo.training.step import StepRecord, advantages_of, reward_table, train
 from i2b_lpo.training.updating import update
 from i2b_lpo.verify.verdict import Verdict
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 10  # new tokens at most
 SMALL = RunConfig(
     questions=4,

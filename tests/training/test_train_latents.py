@@ -174,6 +174,7 @@ def test_the_fusion_learns_first_and_the_kl_costs_nothing_then() -> None:
     assert float(late.loss.detach()) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_training_makes_continuations_likelier() -> None:
     policy = tiny_policy()
     examples = examples_of(policy)

@@ -29,6 +29,8 @@ from i2b_lpo.verify.pool import Worker, WorkerLostError, WorkerPool
 from i2b_lpo.verify.references import extract_boxed
 from i2b_lpo.verify.verdict import MAX_CHARACTERS, Reason, Verdict, equivalent, verify, verify_batch
 
+pytestmark = pytest.mark.slow
+
 # ------------------------------------------------------------------------------------ the attacks
 
 

@@ -105,6 +105,7 @@ def make_traces(seed: int, *, questions: int = 4, right: float = 0.5) -> list[Tr
     return traces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partial", [0.3, 0.5, 0.7, 0.99])
 def test_every_view_takes_the_same_trajectories_for_right(partial: float) -> None:
     """Rewards of one's own: two of five earn the whole or more, two a part, one nothing."""
@@ -740,6 +741,7 @@ def test_a_missing_chrome_is_one_clear_sentence(
         memory_budget({"weights": 1}).to_png(tmp_path / "x.png")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROME is None, reason="needs Chrome or Chromium")
 def test_a_png_has_the_size_asked_for(tmp_path: Path) -> None:
     path = memory_budget({"weights": 2**30}).to_png(tmp_path / "x.png", width=320, height=160)

@@ -26,6 +26,8 @@ from typing import Any
 import nbformat
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "artifacts"
 CHROMIUM = os.environ.get("I2B_CHROMIUM") or next(

@@ -42,6 +42,8 @@ from i2b_lpo.widgets import (
 )
 from i2b_lpo.widgets.base import Clickable
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
     "</script><script>alert(2)</script>",

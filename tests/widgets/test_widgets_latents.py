@@ -26,6 +26,8 @@ from i2b_lpo.widgets import LatentExplorer
 from i2b_lpo.widgets.base import Clickable, Shown
 from i2b_lpo.widgets.latents import BETWEEN, PRIOR
 
+pytestmark = pytest.mark.slow
+
 D_Z = 4
 WORDS = ("Guess", "Split", "Round", "Factor", "Grid")  # here of 1 and of 5 tokens
 

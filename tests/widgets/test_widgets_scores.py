@@ -27,6 +27,8 @@ from i2b_lpo.tasks.loading import load_task
 from i2b_lpo.trace import Branch, Question, Rollout, Score, Trace
 from i2b_lpo.widgets import GroupDesigner, ScoreDesigner, Widget
 
+pytestmark = pytest.mark.slow
+
 START = IBConfig(beta_ib=0.7, cost_weight=1.25, clip_nats=3.0, keep=1)
 
 
