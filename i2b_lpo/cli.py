@@ -62,7 +62,7 @@ def _settings_of(command: str) -> str:
         for n, v in flat(BASES[command]).items()
     ]
     return (
-        "settings of --config and --set, with their defaults; what is given later counts:\n"
+        "settings of --config and --set, with their defaults; later ones override earlier ones:\n"
         "preset, --config, named options, --set\n\n"
         + textwrap.fill("  ".join(pairs), 78, break_long_words=False, break_on_hyphens=False)
     )
@@ -70,7 +70,7 @@ def _settings_of(command: str) -> str:
 
 _HELP = {
     "tour": "train the bundled policy and write a page of what happened (4 min)",
-    "train": "train a policy by GRPO or the whole of I²B-LPO",
+    "train": "train a policy by GRPO or by I²B-LPO",
     "train-latents": "train the latents of a policy (6 min for a bundled one)",
     "evaluate": "measure a policy on a task",
     "rollout": "sample a policy on questions and show the entropy of each token",
@@ -149,7 +149,7 @@ def _add_files(subs: dict[str, _Parser]) -> None:
         _named(subs[name], "--steps", "optimizer steps")
     for name in ("train", "evaluate"):
         subs[name].add_argument(
-            "--resume", action="store_true", help="go on with the run in --output that was stopped"
+            "--resume", action="store_true", help="continue the stopped run in --output"
         )
 
 
@@ -205,7 +205,7 @@ def _add_latents(subs: dict[str, _Parser]) -> None:
     _named(
         train, "--latents", "folder of train-latents (the bundled policies' own)", "branch.latents"
     )
-    _named(latents, "--source", "policy whose rollouts are learnt from (the same)")
+    _named(latents, "--source", "policy whose rollouts are used for training (the same)")
     _named(latents, "--fusion", "psa, input, softmax or residual")
     _named(latents, "--objective", "steer or selector")
     rollout.add_argument(

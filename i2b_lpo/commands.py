@@ -152,6 +152,8 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     from i2b_lpo.training.pretraining import build_model, build_tokenizer, pretrain
 
     load_examples(config.task)  # refuses a task without any
+    bundled = "shop" if config.shop_share else "product"
+    task = load_task(bundled if config.task == "shop" else config.task)
     output = _new_folder(arguments.output)
     # It knows the words of shop and product, so that the policy can continue with the other.
     tokenizer = build_tokenizer(PretrainConfig(task=config.task, seed=config.seed))
@@ -160,8 +162,6 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     policy = make_policy(model, tokenizer, name=str(output))
     save_policy(policy, output)
     write_run(config, output, "pretrain")
-    bundled = "shop" if config.shop_share else "product"
-    task = load_task(bundled if config.task == "shop" else config.task)
     questions = task.questions("validation", 100, seed=0)
     print(evaluate(policy, task, questions, sampling=Sampling(160), seed=config.seed)[0])
     print(f"Policy: {output}")

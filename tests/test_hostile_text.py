@@ -94,7 +94,8 @@ def tree(text: str) -> Trace:
     others = [rollout(text, reward=reward) for reward in (None, 0.25)]
     meta = {"advantages": [0.5, -0.5, 1.0, -1.0, 0.0], text: text}
     trajectories = (root, *others, *branches)
-    return Trace(Question(text, text, text, text), (1,), trajectories, policy=text, meta=meta)
+    question = Question(text, text, text, text, domain=text, checks=text)
+    return Trace(question, (1,), trajectories, policy=text, meta=meta)
 
 
 EVERY: dict[str, Callable[[str], list[View]]] = {

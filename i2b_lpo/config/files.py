@@ -1,8 +1,8 @@
 """Settings in files and on the command line: `--config run.toml` and `--set section.name=value`.
 
 A setting has one dotted name everywhere: `grpo.micro_tokens` is `RunConfig.grpo.micro_tokens`, the
-key `micro_tokens` under `[grpo]` in a file, and `--set grpo.micro_tokens=2048`. What is given later
-counts::
+key `micro_tokens` under `[grpo]` in a file, and `--set grpo.micro_tokens=2048`. Later ones
+override earlier ones::
 
     preset  <  --config  <  named options (--steps, --method, …)  <  --set
 
@@ -167,7 +167,7 @@ def to_toml(settings: Any) -> str:
 
 
 def write_run(settings: Any, folder: Path, command: str) -> None:
-    """Write `run.toml` into a folder: what repeats the command."""
+    """Write `run.toml` into a folder: what reproduces the command."""
     said = f"# Repeat it: i2b-lpo {command} --config {RUN} --output DIR\n"
     version = tomli_w.dumps({"version": i2b_lpo.__version__})
     write_text(folder / RUN, said + version + to_toml(settings))

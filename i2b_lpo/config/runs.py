@@ -82,7 +82,7 @@ class RunConfig:
         return total
 
     def idle(self) -> dict[str, str]:
-        """The settings that change nothing beside the others → why."""
+        """The settings that the others make ineffective → why."""
         idle = {f"branch.{name}": why for name, why in self.branch.idle().items()}
         idle |= {f"ib.{name}": why for name, why in self.ib.idle().items()}
         if not self.branch.branches or self.branch.fusion == "none":
@@ -162,7 +162,7 @@ class SampleConfig:
         check_seed(self.seed)
 
     def idle(self) -> dict[str, str]:
-        """The settings that change nothing beside the others → why."""
+        """The settings that the others make ineffective → why."""
         idle = {f"branch.{name}": why for name, why in self.branch.idle().items()}
         if self.question:
             idle |= dict.fromkeys(("task", "data", "split"), "you gave your own question")

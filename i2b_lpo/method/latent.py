@@ -278,7 +278,7 @@ def kl_per_dimension(posterior: Gaussian, prior: Gaussian) -> Tensor:
 def cluster_weights(labels: Sequence[str]) -> Tensor:
     """Weigh N training traces so that every label has the same total weight; the mean is 1.
 
-    Balances them over what the labeller or a clustering tells apart (METHOD §3 [D]).
+    Balances them over what the labeller or a clustering distinguishes (METHOD §3 [D]).
 
     Returns:
         N / (number of labels · count of the own label), float64, ``(N,)``.

@@ -1,7 +1,7 @@
 """The GRPO loss with its self-reward term, per token; pure tensor functions.
 
 A batch has one loss, however it is cut: give every micro-batch the whole batch's denominator
-(`loss_normaliser`) and add the losses up.
+(`loss_normaliser`) and add up the losses.
 
 Not here: log-probs and entropies (logprobs.py), advantages (grpo.py), the optimiser and the
 averaging over processes (updating.py).

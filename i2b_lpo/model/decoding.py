@@ -1,8 +1,8 @@
-"""The one decode loop: batched sampling with a KV cache, entropy and log-probs on the way.
+"""The one decode loop: batched sampling with a KV cache, entropy and log-probs along the way.
 
 The forward pass is the model's own. Each prompt, and each prefix of a fork, is read once, however
-often it is continued; rows that have ended leave the batch. Left out on purpose: beam search,
-penalties, top-k.
+often it is continued; rows that have ended leave the batch. Deliberately left out: beam
+search, penalties, top-k.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def decode_branches(
         limits: the most new tokens for each prefix; `sampling.max_new_tokens` bounds them too.
         sampling: temperature and top-p.
         branches: K, for each prefix; those of one prefix are neighbours.
-        injection: one latent a branch, in the order of the rows; None is re-sampling without z.
+        injection: one latent per branch, in the order of the rows; None is re-sampling without z.
         generator: source of randomness; needed unless decoding is greedy.
         on_step: as in `decode`.
 

@@ -76,7 +76,7 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> tuple[Te
 def _keep_nucleus(probs: Tensor, top_p: float) -> Tensor:
     """Zero all but the smallest set of tokens whose probability reaches `top_p`; (B, V).
 
-    Of tokens equally likely the one with the lower id comes first, so the set is always one and
+    Of tokens equally likely the one with the lower id comes first, so the set is always
     the same [D].
     """
     sorted_probs, order = probs.sort(dim=-1, descending=True, stable=True)
@@ -85,7 +85,7 @@ def _keep_nucleus(probs: Tensor, top_p: float) -> Tensor:
 
 
 def _inverse(probs: Tensor, uniform: Tensor) -> Tensor:
-    """One token a row by the inverse distribution function: (B, V), (B,) → (B,)."""
+    """One token per row by the inverse distribution function: (B, V), (B,) → (B,)."""
     # float64: a float32 `uniform` below 1 then stays below the total. A token of probability 0
     # is never drawn, since its step of the function has no height. (torch.multinomial is slow on
     # CPU: it draws V random numbers a row.)

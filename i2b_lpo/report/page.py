@@ -1,10 +1,10 @@
-"""The tour's page: one policy, trained by GRPO and by I²B-LPO, told from the records of both runs.
+"""The tour's page: one policy trained by GRPO and by I²B-LPO, from the records of both runs.
 
 Every difference between the two is at equal generated tokens, as near as a step comes to that.
 
-Everything comes as plain dicts and traces, so the page can be made again from a run's folder. It is
-one file that loads nothing from elsewhere, and needs no torch to write. Its text stands in
-``templates/``, a file a section; what was found is put into sentences by `words`.
+Everything comes as plain dicts and traces, so the page can be rebuilt from a run's folder. It is
+one file that loads nothing from elsewhere, and needs no torch to write. Its text is in
+``templates/``, one file per section; `words` puts the findings into sentences.
 """
 
 from __future__ import annotations

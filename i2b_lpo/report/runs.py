@@ -28,7 +28,7 @@ CURVES = (
 
 @dataclass(frozen=True)
 class Run:
-    """One training run, as its folder holds it; it may have gone on after what is compared of it.
+    """One training run as its folder holds it; it may have continued beyond what is compared.
 
     Attributes:
         evaluation: `Evaluation.to_json()` of the policy that is compared.

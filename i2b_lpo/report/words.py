@@ -1,4 +1,4 @@
-"""Sentences of the tour's page on what was found, and the tables beside them.
+"""Sentences on the tour's findings, and the tables next to them.
 
 They claim a direction only where an interval does.
 """

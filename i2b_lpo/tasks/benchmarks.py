@@ -84,7 +84,7 @@ def _listed(name: str, read: Mapping[str, tuple[Mapping[int, Any], Source]]) -> 
 
 
 def _hold_out(rows: Mapping[int, Question]) -> dict[str, list[Question]]:
-    # By the row's own number, so that mending one row moves no other between the splits.
+    # By the row's own number, so that correcting one row moves no other between the splits.
     return {
         "train": [question for at, question in rows.items() if at % VALIDATION_SHARE],
         "validation": [question for at, question in rows.items() if not at % VALIDATION_SHARE],

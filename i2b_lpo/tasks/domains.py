@@ -29,7 +29,7 @@ def domain_named(name: str) -> Domain:
 
 
 def judge(questions: Sequence[Question], texts: Sequence[str]) -> list[Verdict]:
-    """The verdicts on B texts, each by the domain of its question, one batch a domain.
+    """The verdicts on B texts, each by the domain of its question, one batch per domain.
 
     Raises:
         ValueError: an unknown domain, or one that finds a question's gold answer unusable.

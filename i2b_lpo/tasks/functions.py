@@ -10,8 +10,9 @@ three backticks; a small policy can learn these::
 
 **This runs code that a model wrote**, each answer in a child process with limits of time (5 s),
 memory (512 MiB) and output (64 KiB), without environment, without packages, in an empty folder, and
-with no way to open files or sockets (`i2b_lpo.verify.worker` says how). It is no sandbox against an
-adversary. Nothing else runs code: not loading or viewing, nor scores or votes, nor any other task.
+with no way to open files or sockets (`i2b_lpo.verify.worker` says how). It isn't a sandbox against
+an adversary. Nothing else runs code: not loading or viewing, nor scores or votes, nor any other
+task.
 
 Questions are ours [D]: a chain of one to three steps, from left to right.
 """

@@ -6,8 +6,8 @@ is asked for, in child processes. An answer stands between ``<answer>`` and ``</
 library's own prompts.
 
 Some of its scorers evaluate the answer as an expression (``countdown``, ``puzzle24``). So answers
-are scored in confined processes, as those of `functions` are, and with the same reserve: it is no
-sandbox, and an expression that finds its way out could give itself its score.
+are scored in confined processes, as those of `functions` are, and with the same reserve: it isn't
+a sandbox, and an expression that finds its way out could give itself its score.
 
 Splits have disjoint seeds: one question is one seed, and its remainder by three says the split. A
 generator with few questions may still ask the same one under two seeds.

@@ -1,4 +1,4 @@
-"""Tasks by name: those of every domain, the public benchmarks, and files of one's own.
+"""Tasks by name: those of every domain, the public benchmarks, and your own files.
 
 >>> load_task("shop").questions("validation", 1, seed=0)[0].task
 'shop'
@@ -37,7 +37,7 @@ def load_task(name: str, *, path: str | Path | None = None) -> Task:
 
     Raises:
         ValueError: unknown name, unreadable file, or no row with text and answer. Single rows that
-            lack them are left out with a warning, and listed in `ListTask.left_out`.
+            lack them are skipped with a warning, and listed in `ListTask.left_out`.
     """
     shown = redact(name)
     if path is not None and name not in BENCHMARKS:

@@ -1,6 +1,6 @@
-"""The domain of mathematics: an answer stands in a box, and is compared by value.
+"""The domain of mathematics: an answer is in a box, and is compared by value.
 
-Its tasks are the bundled world (`i2b_lpo.tasks.shop`), the benchmarks and files of one's own.
+Its tasks are the bundled world (`i2b_lpo.tasks.shop`), the benchmarks and your own files.
 """
 
 from __future__ import annotations

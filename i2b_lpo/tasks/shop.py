@@ -1,7 +1,7 @@
-r"""The bundled task: shopping sentences whose answer is reached by a chain of named strategies.
+r"""The bundled task: shopping questions answered by a chain of named strategies.
 
-``Mia buys 23 pens at $14 and 37 cups at $6. What is the cost?`` holds two products. A solution
-solves each by a strategy that one word opens, then combines them::
+``Mia buys 23 pens at $14 and 37 cups at $6. What is the cost?`` contains two products. A solution
+computes each with a strategy that one word opens, then combines them::
 
     Split 14            ← fork: which strategy? which factor?
     23*10=230

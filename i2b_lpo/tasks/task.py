@@ -32,7 +32,7 @@ class Domain:
 
     Attributes:
         instruction: appended to a question for a policy that takes instructions.
-        frame: what stands before and after an answer where a policy gives it, such as
+        frame: what comes before and after an answer where a policy gives it, such as
             ``\boxed{`` and ``}``.
         extract: the answer in a model's text, as written; None if it gives none.
         begins: where that answer's frame begins, in characters; None if there is none. A frame that

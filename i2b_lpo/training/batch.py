@@ -25,7 +25,7 @@ class Trajectory:
         rollout: its tokens and their log-probs at sampling.
         advantage: A, of all its tokens unless `per_token` says more.
         dropped: it takes no part and doesn't count in the denominator.
-        start: tokens it has from its parent, which are not trained here.
+        start: tokens it takes from its parent, which are not trained here.
         old_logprobs: log π_old of its own tokens without z, if they are trained so; else those of
             sampling hold.
         weights: factor on the surrogate of each of its own tokens; None is 1.
@@ -95,7 +95,7 @@ def trajectories_of(
         advantages: A, (Q, G).
         per_token: A of each token, see `i2b_lpo.method.Method`; None: as `advantages` says.
         weights: a factor on each token's surrogate, likewise; None is 1.
-        dropped: one flag a question: its group takes no part.
+        dropped: one flag per question: its group takes no part.
 
     Raises:
         ValueError: a trajectory hasn't one advantage, or one weight, for each of its tokens.

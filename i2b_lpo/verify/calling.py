@@ -1,9 +1,9 @@
-"""The judge that runs code: calls a function that a model wrote, and tells what it returned.
+"""The judge that runs code: calls a function that a model wrote, and reports what it returned.
 
 It is given the inputs of the unit tests and never what they expect. So an answer that ends the
 process, replaces built-ins, returns an object that equals everything or prints a verdict gains
-nothing: only the values count, and the parent compares them as plain JSON. Loaded in a confined
-child process alone (`i2b_lpo.verify.worker`).
+nothing: only the values count, and the parent compares them as plain JSON. Loaded only in a
+confined child process (`i2b_lpo.verify.worker`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The judge of reasoning-gym: draws its questions, and scores answers as the library does.
 
-Both happen in a confined child process alone (`i2b_lpo.verify.worker`). Some scorers evaluate the
+Both happen only in a confined child process (`i2b_lpo.verify.worker`). Some scorers evaluate the
 answer as an expression; and some generators draw by the order of sets, so that only a process with
 a fixed hash seed gives the same question again. All that a score loads is loaded before the process
 is confined, by the library's own answer.

@@ -126,7 +126,7 @@ def head_detail(
 ) -> View:
     """One head's attention from one row, over the latent's slot and the tokens.
 
-    Above, the weights with z and without; the slot is a column of its own, called z. Below, the
+    Above, the weights with z and without; the slot has its own column, called z. Below, the
     difference: what the slot takes, the tokens lose.
 
     Args:

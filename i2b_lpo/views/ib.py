@@ -23,9 +23,9 @@ Group = tuple[str, Style, list[tuple[Rollout, Score]]]
 def ib_scatter(
     traces: Sequence[Trace], *, kinds: Sequence[Sequence[str]] = (), roots: bool = True
 ) -> View:
-    """Scored trajectories by the two parts of S_IB: the cost across, the answer's part up.
+    """Scored trajectories by the two parts of S_IB: cost across, answer part up.
 
-    On a dotted line S_IB is the same; up and to the left is better. A pruned trajectory is open, a
+    On a dotted line S_IB is constant; up and to the left is better. A pruned trajectory is open, a
     kept one filled. The large marker is the mean of its kind.
 
     Args:

@@ -26,7 +26,7 @@ Series = dict[str, dict[str, Interval]]
 def ib_ranking(
     scores: Mapping[str, Sequence[Sequence[float]]], kinds: Sequence[str], *, seed: int = 0
 ) -> View:
-    """How far each estimator brings the kinds of trace into order, beside shuffled scores.
+    """How well each estimator orders the kinds of trace, compared with shuffled scores.
 
     Left, the share of the other kinds that a kind beats on the same problem: 1 is always first, 0
     always last, and with shuffled scores all are at one half. Right, how often the first kind is

@@ -1,4 +1,4 @@
-"""The tree of one question on a token axis: who forked where, and what became of it."""
+"""The tree of one question on a token axis: who forked where, and how each branch ended."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def branch_tree(trace: Trace) -> View:
     """The tree of one question: a lane for each trajectory, its own tokens coloured by entropy.
 
     A branch leaves its parent's lane at its fork, at the token that is decided again (◆ and H_t);
-    what it has from its parent isn't drawn twice. At the right: the reward, S_IB if scored, what
+    what it takes from its parent isn't drawn twice. At the right: the reward, S_IB if scored, what
     the filter did, and z as a row of bars. A pruned lane is thin, pale and dashed. Words that start
     with a capital stand above their tokens, where there is room.
 

@@ -21,6 +21,7 @@ from hypothesis import given, settings, strategies as st
 from test_cli import lines, refused, run
 from tiny import tiny_policy
 from transformers import AutoModelForCausalLM
+from verifying import POSIX
 
 import i2b_lpo
 from i2b_lpo.cli import _parser
@@ -32,6 +33,7 @@ from i2b_lpo.config import (
     GRPOConfig,
     IBConfig,
     LatentConfig,
+    PretrainConfig,
     RolloutConfig,
     RunConfig,
     TourConfig,
@@ -436,8 +438,9 @@ def test_latents_are_repeated_from_their_file(tmp_path: Path, capsys: Capture) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("task", ["shop", pytest.param("functions", marks=POSIX)])
 def test_a_pretraining_writes_its_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     asked = []
 
@@ -447,12 +450,19 @@ def test_a_pretraining_writes_its_file(
 
     monkeypatch.setattr("i2b_lpo.evaluation.measuring.evaluate", stub)
     first, second = tmp_path / "first", tmp_path / "second"
-    words = ("--task", "shop", "--steps", 2, "--set", "tokens=400")
+    words = ("--task", task, "--steps", 2, "--set", "tokens=400")
     assert run("pretrain", *words, "--output", first) == 0
     assert run("pretrain", "--config", first / "run.toml", "--output", second) == 0
     one, other = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (first, second))
     assert all(one[name].equal(weight) for name, weight in other.items())
-    assert asked == ["shop", "shop"]
+    assert asked == [task, task]
+    assert PretrainConfig(task="functions").idle() and not PretrainConfig().idle()
+    assert run("pretrain", *words, "--set", "shop_share=0.5", "--output", tmp_path / "third") == (
+        2 if task == "functions" else 0
+    )
+    if task == "functions":
+        told = "shop_share changes nothing here: it is of shop, not functions; leave it out"
+        assert told in capsys.readouterr().err
 
 
 def test_info_writes_a_file_that_trains(home: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -16,6 +16,7 @@ from backwards import BACKWARDS
 from test_rollout import hand_made
 from tiny import tiny_policy
 from transformers import Qwen3ForCausalLM
+from verifying import POSIX
 
 import i2b_lpo.rollout.rollouts
 from i2b_lpo.config import BranchConfig, IBConfig, PretrainConfig, RolloutConfig, RunConfig
@@ -70,6 +71,7 @@ def scripted(policy: Policy, question: Question, texts: Sequence[str]) -> Trace:
 BLOCK = "```python\n{}\n```"
 
 
+@POSIX
 @pytest.mark.parametrize(
     ("question", "right", "wrong", "hostile"),
     [
@@ -92,6 +94,7 @@ def test_right_scores_1_and_wrong_and_hostile_0(
     assert [r.reason for r in trace.rollouts][:2] == ["correct", "wrong"]
 
 
+@POSIX
 def test_each_text_is_judged_by_the_domain_of_its_question(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -172,6 +175,7 @@ def test_a_new_domains_votes_are_its_own(backwards: None) -> None:
     assert found.metrics["pass@1"].mean == 0.5
 
 
+@POSIX
 def test_a_majority_is_right_if_its_own_verdict_says_so() -> None:
     """Not if it is the reference solution, letter by letter."""
     one, other = BLOCK.format("f = lambda x: x+x"), BLOCK.format("def f(x): return 3*x")
@@ -222,6 +226,7 @@ def test_a_trace_of_mathematics_is_written_as_ever(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@POSIX
 def test_a_policy_learns_functions_from_examples_and_goes_on_by_rewards() -> None:
     settings = PretrainConfig(task="functions", steps=150, tokens=1200)
     tokenizer = build_tokenizer(settings)

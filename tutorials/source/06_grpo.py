@@ -275,7 +275,7 @@ def margin(who: Policy, unseen: Batch) -> float:
     "How much more log π of right answers has grown than of wrong ones."
     with torch.no_grad():
         grown = (log_probs(who, unseen) - unseen.old_logp) * unseen.mask
-    right = unseen.advantages > 0
+    right = A[6:].flatten() > 0
     return (grown.sum(1)[right].mean() - grown.sum(1)[~right].mean()).item()
 
 
@@ -284,11 +284,11 @@ def fit(gains: Tensor, low: float = 0.2, high: float = 0.2) -> list[dict]:
     adamw = torch.optim.AdamW(who.model.parameters(), lr=4e-4)
     seen = pack(trajectories_of(traces[:6], gains), who.pad_id)
     unseen = pack(trajectories_of(traces[6:], A[6:]), who.pad_id)
-    rows = []
+    rows, A_i = [], gains.flatten().float()
     for step in range(5):
         ratio = (log_probs(who, seen) - seen.old_logp).exp()
-        a = seen.advantages[:, None].expand_as(ratio)
-        share = clipped_share(ratio.detach(), seen.advantages, seen.mask)
+        a = A_i[:, None].expand_as(ratio)
+        share = clipped_share(ratio.detach(), A_i, seen.mask)
         rows.append({"step": step, "clipped": share if low < 1 else 0.0,
                      "margin (nat)": margin(who, unseen)})
         adamw.zero_grad()

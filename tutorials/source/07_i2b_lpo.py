@@ -27,7 +27,7 @@ from torch import Tensor
 from i2b_lpo.config import preset
 from i2b_lpo.method import policy_loss, with_method
 from i2b_lpo.model import Sampling, load_policy, load_steering
-from i2b_lpo.rollout import FOUR, PREFIX, QUESTION, grow_trees, score_traces, teacher_force
+from i2b_lpo.rollout import FOUR, PREFIX, QUESTION, teacher_force
 from i2b_lpo.tasks import load_task
 from i2b_lpo.trace import Branch
 from i2b_lpo.training import TokenScorer, pack, trajectories_of
@@ -86,6 +86,8 @@ check.new_tokens(new_tokens)
 # The running example as a tree: one root and K = 3 branches of its fork at p = 66. The notebook found 85 + 51 + 25 + 40 = 201 new tokens.
 
 # %%
+from i2b_lpo.rollout import score_traces
+
 policy, task = load_policy("tiny-base"), load_task("shop")
 config = with_method(preset("tiny"), "i2b-lpo")
 four = teacher_force(policy, QUESTION, FOUR)
@@ -157,6 +159,8 @@ check.select(select)
 # Twelve sampled trees, M = 2 and K = 3. **Baseline**: no filter (N = K). **Negative control**: Top-2 on scores shuffled within each branch set.
 
 # %%
+from i2b_lpo.rollout import grow_trees
+
 steering = load_steering(policy)
 trees = grow_trees(
     policy, task.batch(0, 12, seed=0), Sampling(max_new_tokens=160),
