@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from packaging.version import Version
-from test_packaging import PROJECT, ROOT, pins
+from test_packaging import PROJECT, PYPROJECT, ROOT, pins
 
 import i2b_lpo
 
@@ -82,6 +82,11 @@ def test_the_workflow_runs_what_make_test_runs() -> None:
     # Elsewhere: as README tells Windows, and then the first of Makefile's two calls of pytest.
     assert modules(install) <= modules((ROOT / "README.md").read_text("utf-8"))
     assert modules(tests) < modules((ROOT / "Makefile").read_text("utf-8"))
+
+
+def test_types_and_tests_find_the_same_modules() -> None:
+    tools = PYPROJECT["tool"]
+    assert set(tools["pytest"]["ini_options"]["pythonpath"]) <= set(tools["mypy"]["mypy_path"])
 
 
 # --- forms ---------------------------------------------------------------------------------------

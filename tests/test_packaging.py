@@ -295,6 +295,7 @@ def test_the_listing_explains_itself() -> None:
     assert {str(path): n for path, n in lines.items() if n > LONGEST} == {}
 
 
+@pytest.mark.slow
 def test_every_face_names_what_its_modules_hold(tmp_path: Path) -> None:
     """A stub is read by type checkers alone: nothing else would notice a name that is gone."""
     assert len(ROOMS) >= 10

@@ -46,6 +46,7 @@ def test_information_of_separable_labels_is_their_entropy_and_of_noise_none() ->
     assert -0.03 < mutual_information(noise, labels) < 0.03
 
 
+@pytest.mark.slow
 def test_information_grows_with_the_distance_and_stays_below_the_truth() -> None:
     # Two labels at ±δ in one dimension; the truth is an integral, here a fine sum.
     delta, n = 1.0, 2000

@@ -318,6 +318,7 @@ CONTRAST = """() => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROME is None, reason="needs Chrome or Chromium")
 def test_the_page_reads_by_day_and_by_night(tmp_path: Path) -> None:
     driver = pytest.importorskip(

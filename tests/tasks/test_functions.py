@@ -337,6 +337,7 @@ def test_a_flood_of_prints_goes_nowhere(
 SECRET = "s3cret"
 
 
+@pytest.mark.slow
 def test_neither_files_nor_the_environment_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

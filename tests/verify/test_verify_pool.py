@@ -20,6 +20,8 @@ from i2b_lpo.verify import pool as pools, worker as workers
 from i2b_lpo.verify.pool import Worker, WorkerPool, WorkerStartError, shared_pool
 from i2b_lpo.verify.verdict import verify, verify_batch
 
+pytestmark = pytest.mark.slow
+
 
 def reason(gold: str, answer: str, timeout: float = PATIENT) -> str:
     return verify(gold, boxed(answer), timeout=timeout).reason
