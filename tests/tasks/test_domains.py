@@ -225,8 +225,8 @@ def test_a_trace_of_mathematics_is_written_as_ever(tmp_path: Path) -> None:
 # --- pretraining on a domain's own examples -------------------------------------------------------
 
 
-@pytest.mark.slow
 @POSIX
+@pytest.mark.slow
 def test_a_policy_learns_functions_from_examples_and_goes_on_by_rewards() -> None:
     settings = PretrainConfig(task="functions", steps=150, tokens=1200)
     tokenizer = build_tokenizer(settings)
