@@ -42,7 +42,7 @@ lab: env ## open the notebooks in JupyterLab
 # For a change at hand: what is left out is marked slow. Names the tests that have become slow.
 quick: export HF_HUB_OFFLINE := 1
 quick: export OMP_NUM_THREADS := 1
-quick: env ## run lint, floors, types and the tests that aren't marked slow, in under 90 seconds
+quick: env ## run lint, floors, types and the tests that aren't marked slow, in 90 seconds (types: 30 more at first)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
