@@ -43,6 +43,7 @@ def in_a_child(act: Callable[[], object]) -> int:
     """The exit status of a forked process that does this, negative for a signal."""
     child = os.fork()
     if not child:
+        torch.set_num_threads(1)  # a fork has no other threads, and would wait for them for ever
         try:
             act()
             os._exit(0)

@@ -152,6 +152,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[
     return of
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(_torch_threads: None) -> None:
+    """A fork has no other threads and would wait for them for ever; sums depend on their number."""
+    torch.set_num_threads(1)
+
+
 def killed(work: Callable[[], None]) -> int:
     """Do the work in a child process; returns the number of the signal that ended it, or 0."""
     child = os.fork()
