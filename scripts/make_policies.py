@@ -18,13 +18,12 @@ from pathlib import Path
 
 import torch
 
-from i2b_lpo.config import preset, read_run
+from i2b_lpo.config import PretrainConfig, preset, read_run
 from i2b_lpo.evaluation import entropy_profile, evaluate
 from i2b_lpo.infra import write_sums
 from i2b_lpo.model import Sampling, asset_path, load_policy, make_policy, save_policy
 from i2b_lpo.tasks import STRATEGIES, load_task
-from i2b_lpo.training import train
-from i2b_lpo.training.pretraining import PretrainConfig, build_model, build_tokenizer, pretrain
+from i2b_lpo.training import build_model, build_tokenizer, pretrain, train
 
 COLLAPSE_STEPS = 250
 CARD_QUESTIONS = 400

@@ -15,8 +15,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from i2b_lpo.config import PretrainConfig
 from i2b_lpo.model.policy import Policy, make_policy
-from i2b_lpo.training.pretraining import PretrainConfig, build_tokenizer
+from i2b_lpo.training.pretraining import build_tokenizer
 
 __all__ = ["PADDING", "tiny_policy", "tiny_tokenizer"]
 

@@ -24,7 +24,7 @@ from i2b_lpo.views.markup import environment
 from i2b_lpo.views.strip import outcome
 from i2b_lpo.views.text import label, percent
 
-__all__ = ["NAMES", "TEMPLATES", "Run", "summary", "tour_page"]
+__all__ = ["NAMES", "TEMPLATES", "summary", "tour_page"]
 
 NAMES = ("base", *(METHODS[name].title for name in ("grpo", "i2b-lpo")))
 """The three policies of the page; the last two are runs."""

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from i2b_lpo.config import BranchConfig
-from i2b_lpo.method.entropy import FORK_RULES, choose_fork
-from i2b_lpo.method.psa import FUSIONS
-from i2b_lpo.method.samplers import SAMPLERS
+from i2b_lpo.method.checks import check
+from i2b_lpo.method.entropy import choose_fork
 from i2b_lpo.model.cache import KeyValues
 from i2b_lpo.model.decoding import Prefix, decode_branches, read_without_z, unread
 from i2b_lpo.model.policy import Policy
@@ -73,7 +72,8 @@ def grow_trees(
     """
     if rollouts < 1:
         raise ValueError(f"rollouts is {rollouts}; give at least 1.")
-    _check(config, steering)
+    check(config)
+    _check_latents(config, steering)
     trees: list[Trace] = []
     width = max(1, batch // (rollouts * max(1, config.branches**config.rounds)))
     for begin in range(0, len(questions), width):
@@ -96,23 +96,9 @@ def grow_trees(
     return trees
 
 
-def _check(config: BranchConfig, steering: Steering | None) -> None:
-    if not config.branches:
+def _check_latents(config: BranchConfig, steering: Steering | None) -> None:
+    if not config.branches or config.fusion == "none":
         return
-    if config.rule not in FORK_RULES:
-        raise ValueError(
-            f"Unknown fork rule {config.rule!r}; choose one of {', '.join(FORK_RULES)}."
-        )
-    if config.fusion == "none":
-        return
-    if config.sampler not in SAMPLERS:
-        raise ValueError(
-            f"Unknown sampler {config.sampler!r}; choose one of {', '.join(SAMPLERS)}."
-        )
-    if config.fusion not in FUSIONS:
-        raise ValueError(
-            f"Unknown fusion {config.fusion!r}; choose one of none, {', '.join(FUSIONS)}."
-        )
     if steering is None:
         raise ValueError(f"The fusion {config.fusion!r} needs latents; pass steering=.")
     if steering.fusion_name != config.fusion:

@@ -48,6 +48,11 @@ from .shop import (
     shop_questions as shop_questions,
     write_solution as write_solution,
 )
+from .splits import (
+    SPLITS as SPLITS,
+    check_split as check_split,
+    split_of as split_of,
+)
 from .task import (
     Domain as Domain,
     Example as Example,

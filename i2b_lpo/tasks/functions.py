@@ -28,9 +28,10 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import add, mul, sub
 from typing import cast
 
-from i2b_lpo.tasks.shop import SPLITS
+from i2b_lpo.tasks.splits import check_split, split_of
 from i2b_lpo.tasks.task import Domain, Example, GeneratedTask, Task
 from i2b_lpo.trace import Question
+from i2b_lpo.verify.confined import confined_verdicts
 from i2b_lpo.verify.judges import CALLING
 from i2b_lpo.verify.pool import shared_pool
 from i2b_lpo.verify.verdict import Reason, Verdict
@@ -68,11 +69,6 @@ def write_function(steps: Steps) -> str:
     return f"def f(x):\n    return {body}"
 
 
-def _split(steps: Steps) -> str:
-    bucket = zlib.crc32(str(steps).encode()) % 10
-    return "train" if bucket > 1 else SPLITS[1 + bucket]
-
-
 def _question(steps: Steps) -> Question:
     told = ", then ".join(f"{word} {number}" for word, number in steps)
     text = f"Write a function f(x) that returns x {told}."
@@ -93,12 +89,11 @@ def _question(steps: Steps) -> Question:
 
 
 def _draw(split: str, rng: random.Random) -> Iterator[Steps]:
-    if split not in SPLITS:
-        raise ValueError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}.")
+    check_split(split)
     while True:
         count = rng.randint(1, 3)
         steps = tuple((rng.choice(list(_WORDS)), rng.randint(2, 9)) for _ in range(count))
-        if _split(steps) == split:
+        if split_of(str(steps)) == split:
             yield steps
 
 
@@ -180,24 +175,14 @@ def _verdict(answer: str, outcome: str, expected: list[object]) -> Verdict:
 
 def _judge(questions: Sequence[Question], texts: Sequence[str]) -> list[Verdict]:
     tests = [_tests(question) for question in questions]
-    answers = [_extract(text) for text in texts]
-    verdicts: dict[int, Verdict] = {}
-    asked: list[tuple[int, str]] = []
-    for at, answer in enumerate(answers):
-        if answer is None or not answer.strip():
-            verdicts[at] = Verdict(0.0, "no_answer", answer)
-        elif len(answer) > MAX_CHARACTERS:
-            verdicts[at] = Verdict(0.0, "too_long", answer)
-        else:
-            asked.append((at, answer))
-    # Equal answers to one question are run once.
-    pairs = list(dict.fromkeys((tests[at][0], answer) for at, answer in asked))
-    if pairs:
-        outcomes = dict(zip(pairs, shared_pool(CALLING).compare_many(pairs, TIMEOUT), strict=True))
-        for at, answer in asked:
-            inputs, expected = tests[at]
-            verdicts[at] = _verdict(answer, outcomes[inputs, answer], expected)
-    return [verdicts[at] for at in range(len(texts))]
+    return confined_verdicts(
+        CALLING,
+        [inputs for inputs, _ in tests],
+        [_extract(text) for text in texts],
+        lambda at, answer, outcome: _verdict(answer, outcome, tests[at][1]),
+        timeout=TIMEOUT,
+        max_characters=MAX_CHARACTERS,
+    )
 
 
 def _load(name: str) -> Task | None:

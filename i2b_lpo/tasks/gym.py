@@ -23,9 +23,10 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from i2b_lpo.tasks.shop import SPLITS
+from i2b_lpo.tasks.splits import SPLITS, check_split
 from i2b_lpo.tasks.task import Domain, GeneratedTask, Task
 from i2b_lpo.trace import Question, is_correct
+from i2b_lpo.verify.confined import confined_verdicts
 from i2b_lpo.verify.judges import GRADING
 from i2b_lpo.verify.pool import shared_pool
 from i2b_lpo.verify.verdict import Verdict
@@ -68,8 +69,7 @@ def _question(generator: str, seed: int) -> Question:
 
 
 def _questions(generator: str, split: str, rng: random.Random) -> Iterator[Question]:
-    if split not in SPLITS:
-        raise ValueError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}.")
+    check_split(split)
     while True:
         yield _question(generator, 3 * rng.randrange(SEEDS) + SPLITS.index(split))
 
@@ -128,22 +128,14 @@ def _verdict(answer: str, outcome: str) -> Verdict:
 
 
 def _judge(questions: Sequence[Question], texts: Sequence[str]) -> list[Verdict]:
-    answers = [_extract(text) for text in texts]
-    verdicts: dict[int, Verdict] = {}
-    pairs: dict[int, tuple[str, str]] = {}
-    for at, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        if not answer:
-            verdicts[at] = Verdict(0.0, "no_answer", answer)
-        elif len(answer) > MAX_CHARACTERS:
-            verdicts[at] = Verdict(0.0, "too_long", answer)
-        else:
-            pairs[at] = question.checks, answer
-    if pairs:
-        asked = list(dict.fromkeys(pairs.values()))
-        outcomes = shared_pool(GRADING).compare_many(asked, TIMEOUT)
-        found = dict(zip(asked, outcomes, strict=True))
-        verdicts |= {at: _verdict(pair[1], found[pair]) for at, pair in pairs.items()}
-    return [verdicts[at] for at in range(len(texts))]
+    return confined_verdicts(
+        GRADING,
+        [question.checks for question in questions],
+        [_extract(text) for text in texts],
+        lambda _, answer, outcome: _verdict(answer, outcome),
+        timeout=TIMEOUT,
+        max_characters=MAX_CHARACTERS,
+    )
 
 
 GYM = Domain(

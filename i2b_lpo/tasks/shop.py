@@ -30,6 +30,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
+from i2b_lpo.tasks.splits import check_split, split_of
 from i2b_lpo.trace import Question
 
 __all__ = [
@@ -48,7 +49,6 @@ Derivation = Generator[Expression, int, int]
 
 NAMES = ("Mia", "Tom", "Ana", "Leo")
 ITEMS = ("pens", "cups", "hats", "bags", "toys", "maps")
-SPLITS = ("train", "validation", "test")
 QUANTITIES = range(12, 100)
 LOW_PRICES = range(4, 20)
 HIGH_PRICES = range(20, 100)
@@ -151,8 +151,7 @@ class Problem:
         pairs = [tuple(sorted(pair)) for pair in self.products]
         if self.operator == "+":
             pairs.sort()
-        bucket = zlib.crc32(f"{self.operator}{pairs}".encode()) % 10
-        return "train" if bucket > 1 else SPLITS[1 + bucket]
+        return split_of(f"{self.operator}{pairs}")
 
 
 NUMBER = r"([0-9]{1,9})"  # so that endless digits are no number
@@ -227,8 +226,7 @@ def _stream(
     split: str,
     rng: random.Random,
 ) -> Iterator[Question]:
-    if split not in SPLITS:
-        raise ValueError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}.")
+    check_split(split)
     while True:
         text, problem = draw(rng, rng.choice(levels))
         if problem.split == split:

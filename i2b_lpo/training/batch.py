@@ -27,10 +27,9 @@ class Trajectory:
         dropped: it takes no part and doesn't count in the denominator.
         start: tokens it takes from its parent, which are not trained here.
         old_logprobs: log π_old of its own tokens without z, if they are trained so; else those of
-            sampling hold.
+            sampling hold. Given by `without_z`, whose weights hold the ratio to those.
         weights: factor on the surrogate of each of its own tokens; None is 1.
         per_token: A of each of its own tokens, where the method tells them apart.
-        ready: prepared by `without_z`: its weights hold the ratio of π_old without and with z.
     """
 
     prompt_ids: tuple[int, ...]
@@ -41,7 +40,6 @@ class Trajectory:
     old_logprobs: tuple[float, ...] | None = None
     weights: tuple[float, ...] | None = None
     per_token: tuple[float, ...] | None = None
-    ready: bool = False
 
     @property
     def z(self) -> tuple[float, ...]:

@@ -24,7 +24,7 @@ from i2b_lpo.tasks.loading import load_examples
 from i2b_lpo.tasks.shop import shop_examples
 from i2b_lpo.tasks.task import Example
 
-__all__ = ["PretrainConfig", "build_model", "build_tokenizer", "pretrain"]
+__all__ = ["build_model", "build_tokenizer", "pretrain"]
 
 # Qwen's pre-tokenizer: one token per digit, words with their leading space.
 QWEN_PATTERN = (

@@ -61,7 +61,6 @@ def without_z(learner: Learner, trajectories: Sequence[Trajectory]) -> list[Traj
             trajectory,
             old_logprobs=tuple(without.tolist()),
             weights=tuple(weights.tolist()),
-            ready=True,
         )
     return ready
 
@@ -93,12 +92,12 @@ def _refuse_foreign(learner: Learner, trajectories: Sequence[Trajectory]) -> Non
         branch = trajectory.rollout.branch
         if branch is None or not branch.z:
             continue
-        if plain and trajectory.active and not trajectory.ready:
+        if plain and trajectory.active and trajectory.old_logprobs is None:
             raise ValueError(
                 "A branch with z isn't ready for grpo.logprob plain; call without_z on the whole "
                 "batch, once, before its first update."
             )
-        if not plain and trajectory.ready:
+        if not plain and trajectory.old_logprobs is not None:
             raise ValueError(
                 "A branch was prepared by without_z, and grpo.logprob latent trains it with its z; "
                 "give the trajectories as they were drawn."
@@ -200,7 +199,6 @@ def _passes(
             for rows in micro_batches(trajectories, tokens, len):
                 with _one_pass(rows), ExitStack() as hold:
                     batch = pack(rows, policy.pad_id, policy.device)
-                    weighted = any(row.weights is not None for row in rows)
                     given = {
                         "old log-probs": batch.old_logp,
                         "ratio weights": batch.weights,
@@ -216,7 +214,7 @@ def _passes(
                         batch.old_logp,
                         batch.advantages,
                         batch.mask,
-                        weight=batch.weights if weighted else None,
+                        weight=batch.weights,
                         entropy=entropy if config.grpo.alpha else None,
                         alpha=config.grpo.alpha,
                         clip_low=variant.clip_low,

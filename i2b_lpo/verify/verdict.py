@@ -127,6 +127,13 @@ def verify(
     return verify_batch([gold], [text], timeout=timeout, max_characters=max_characters)[0]
 
 
+def early_reason(answer: str | None, max_characters: int) -> Reason | None:
+    """Why an answer isn't compared at all; None if it is."""
+    if answer is None or not answer.strip():
+        return "no_answer"
+    return "too_long" if len(answer) > max_characters else None
+
+
 def verify_batch(
     golds: Sequence[str],
     texts: Sequence[str],
@@ -168,14 +175,7 @@ def verify_batch(
             raise ValueError(f"give the model's text as a string, not {type(text).__name__}")
 
     answers = [extract_boxed(text) for text in texts]
-    early: list[Reason | None] = [
-        "no_answer"
-        if answer is None or not answer.strip()
-        else "too_long"
-        if len(answer) > max_characters
-        else None
-        for answer in answers
-    ]
+    early = [early_reason(answer, max_characters) for answer in answers]
     decided = iter(
         _decide(
             [

@@ -874,10 +874,10 @@ def test_reading_on_without_z_equals_one_reading(kind: str) -> None:
     [
         ({}, {"rollouts": 0}, "rollouts is 0"),
         ({}, {"steering": None}, "'psa' needs latents; pass steering="),
-        ({"fusion": "other"}, {}, "Unknown fusion 'other'; choose one of none, psa, input"),
-        ({"rule": "other"}, {}, "Unknown fork rule 'other'; choose one of top_fraction"),
-        ({"rule": "other", "fusion": "none"}, {}, "Unknown fork rule 'other'"),
-        ({"sampler": "other"}, {}, "Unknown sampler 'other'; choose one of independent"),
+        ({"fusion": "other"}, {}, "Unknown branch.fusion 'other'; choose one of psa, input"),
+        ({"rule": "other"}, {}, "Unknown branch.rule 'other'; choose one of top_fraction"),
+        ({"rule": "other", "fusion": "none"}, {}, "Unknown branch.rule 'other'"),
+        ({"sampler": "other"}, {}, "Unknown branch.sampler 'other'; choose one of independent"),
         ({"fusion": "residual"}, {}, "trained for the fusion 'psa', not for 'residual'.*--fusion"),
     ],
 )

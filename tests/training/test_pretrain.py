@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 import i2b_lpo.tasks.shop
+from i2b_lpo.config import PretrainConfig
 from i2b_lpo.tasks.labels import label
 from i2b_lpo.tasks.shop import ITEMS, NAMES, STRATEGIES, Problem, parse_problem
 from i2b_lpo.training.pretraining import (
-    PretrainConfig,
     _batches,
     build_model,
     build_tokenizer,
